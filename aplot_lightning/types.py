@@ -20,7 +20,7 @@ class Pairs:
     Attributes:
         chosen: (n,) int64, the row of each pair's chosen response.
         rejected: (n,) int64, the row of each pair's rejected response.
-        columns: what the data says of each pair, (n,) each. Known names: ``index`` (int64, the comparison's place in
+        columns: what the data says of each pair, (n,) each. Known names: ``index`` (int64, the pair's place in
             its data set), ``margin``, ``target``, ``chosen_score``, ``rejected_score``, ``weight`` (float32). A column
             that the data does not have is absent.
     """

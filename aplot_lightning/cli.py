@@ -1,0 +1,99 @@
+"""The command line: which command was asked for, and one line for a user's mistake.
+
+Only the command's own module is imported, so that help, light commands and their mistakes answer at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from aplot_lightning.errors import RunError, UserError
+
+TRAINING = {
+    "fit": "train a reward model",
+    "validate": "evaluate a checkpoint on all validation loaders",
+    "test": "evaluate a checkpoint on every set and write its figures and report",
+    "predict": "rewards of every evaluation pair, through Lightning",
+}
+COMMANDS = {
+    "report": "write a run's report, or show several runs side by side",
+    "score": "a reward for every response of a file",
+}
+USER_MISTAKE, FAILURE, TERMINATED = 2, 1, 143
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code: 0, 2 on a user's mistake, 143 after SIGTERM, 1 on anything else."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or words[0] in {"-h", "--help", "help"}:
+        print(_help())
+        return 0
+    if words[0] == "--version":
+        from importlib.metadata import version
+
+        print(version("aplot-lightning"))
+        return 0
+    try:
+        return _run(words[0], words[1:])
+    except UserError as error:
+        return _say(error, USER_MISTAKE)
+    except RunError as error:
+        return _say(error, FAILURE)
+    except KeyboardInterrupt:
+        return _say("interrupted", 130)
+
+
+def _run(command: str, arguments: list[str]) -> int:
+    if command in TRAINING:
+        from aplot_lightning.training.cli import run
+
+        return run([command, *arguments])
+    if command in COMMANDS:
+        _run_light(command, arguments)
+        return 0
+    raise UserError(f"there is no command {command!r}; the commands are {', '.join([*TRAINING, *COMMANDS])}")
+
+
+def _run_light(command: str, arguments: list[str]) -> None:
+    from jsonargparse import ArgumentError, ArgumentParser
+
+    function = import_module(f"aplot_lightning.commands.{command}").main
+    parser = ArgumentParser(prog=f"aplot {command}", description=COMMANDS[command], exit_on_error=False)
+    parser.add_argument("--config", action="config", help="a YAML file with options")
+    parser.add_function_arguments(function, as_positional=True)
+    try:
+        values = parser.parse_args(arguments)
+    except ArgumentError as error:
+        raise UserError(f"aplot {command}: {one_line(str(error))}") from error
+    values.pop("config", None)
+    function(**parser.instantiate_classes(values).as_dict())
+
+
+def one_line(message: str) -> str:
+    """The part of jsonargparse's message that names the key and what is wrong with it, on one line."""
+    lines = [line.strip(" -") for line in message.splitlines() if line.strip(" -")]
+    telling = ("is not accepted", "has no attribute", "Unable to open", "No such file")
+    innermost = [line for line in lines if any(part in line for part in telling)]
+    if len(lines) <= 2 or not innermost:
+        return " ".join(lines)
+    return f"{lines[0]} {innermost[-1]}" if innermost[-1] != lines[0] else lines[0]
+
+
+def _say(message: object, code: int) -> int:
+    print(f"aplot: {message}", file=sys.stderr)
+    return code
+
+
+def _help() -> str:
+    rows = {**TRAINING, **COMMANDS}
+    width = max(len(name) for name in rows)
+    listing = "\n".join(f"  {name:<{width}}  {text}" for name, text in rows.items())
+    return (
+        "usage: aplot COMMAND [options]      (or python -m aplot_lightning COMMAND)\n\n"
+        "Reward models from preference pairs, with optimal-transport margins.\n\n"
+        f"commands:\n{listing}\n\n"
+        "aplot COMMAND --help shows a command's options. Start with\n"
+        "  aplot fit --config conf/quickstart.yaml --config conf/objective/aplot.yaml"
+    )

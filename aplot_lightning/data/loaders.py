@@ -1,0 +1,111 @@
+"""The loaders' items: optimizer batches as lists of micro-batches, and the batches of an evaluation set.
+
+Both already hold only this rank's share, so that ranks never see a pair twice and each loader is equally long on all.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
+
+from aplot_lightning.data.batching import BatchPlan, collate, rank_micro_batches
+from aplot_lightning.data.encoding import EncodedComparisons
+from aplot_lightning.data.evaluation_set import EvaluationSet
+from aplot_lightning.types import Batch
+
+if TYPE_CHECKING:
+    import lightning as L
+
+
+def loader(dataset: Dataset, sampler: DistributedSampler, workers: int, seed: int) -> DataLoader:
+    """A loader whose items are the data set's own, ready-made batches."""
+    return DataLoader(
+        dataset,
+        batch_size=None,
+        sampler=sampler,
+        num_workers=workers,
+        pin_memory=torch.cuda.is_available(),
+        worker_init_fn=_ignore_termination,
+        # a generator of its own: the loader would otherwise draw from the global random stream
+        generator=torch.Generator().manual_seed(seed),
+    )
+
+
+class OptimizerBatches(Dataset):
+    """This rank's share of optimizer batch (epoch, offset), as a list of micro-batches."""
+
+    name = "train"
+
+    def __init__(
+        self, encoded: EncodedComparisons, plan: BatchPlan, micro_batch_size: int, pad_id: int, rank: int, world: int
+    ) -> None:
+        self.encoded = encoded
+        self.plan = plan
+        self.micro_batch_size = micro_batch_size
+        self.pad_id = pad_id
+        self.rank, self.world = rank, world
+
+    def __len__(self) -> int:
+        return self.plan.batches_per_epoch
+
+    def __getitem__(self, place: tuple[int, int]) -> list[Batch]:
+        comparisons = self.plan.batch(*place)
+        cut = rank_micro_batches(
+            comparisons, self.encoded.lengths, self.plan.pair_counts, self.micro_batch_size, self.rank, self.world
+        )
+        return [collate(self.encoded, part, self.pad_id) for part in cut]
+
+
+class EvaluationBatches(Dataset):
+    """This rank's batches of an evaluation set, longest first; ranks get equal numbers of them, some perhaps empty."""
+
+    def __init__(self, evaluated: EvaluationSet, batch_size: int, pad_id: int, rank: int, world: int) -> None:
+        self.name = evaluated.name
+        self.encoded = evaluated.encoded
+        self.pad_id = pad_id
+        counts = np.diff(self.encoded.first_pair)
+        self.batches = rank_micro_batches(
+            np.arange(len(self.encoded)), self.encoded.lengths, counts, batch_size, rank, world
+        )
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, place: int) -> Batch:
+        return collate(self.encoded, self.batches[place], self.pad_id)
+
+
+class OwnBatches(DistributedSampler):
+    """All items in order, for data sets that already hold this rank's share; Lightning leaves such a sampler alone."""
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(range(len(self)))
+
+    def __len__(self) -> int:
+        return len(self.dataset)  # type: ignore[arg-type]
+
+
+class StepSampler(OwnBatches):
+    """The places (epoch, offset) of the optimizer batches from the trainer's step to the end of its epoch.
+
+    A pure function of the step: a resumed run goes on in mid-epoch with the batch that the stopped one would have had.
+    """
+
+    def __init__(self, dataset: OptimizerBatches, trainer: L.Trainer) -> None:
+        super().__init__(dataset, num_replicas=trainer.world_size, rank=trainer.global_rank, shuffle=False)
+        self.trainer = trainer
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        length = min(len(self), int(self.trainer.num_training_batches))  # limit_train_batches makes epochs shorter
+        epoch, start = divmod(self.trainer.global_step, length)
+        return iter([(epoch, offset) for offset in range(start, length)])
+
+
+def _ignore_termination(worker: int) -> None:
+    """A worker leaves SIGTERM to its run, which stops it after the step."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -1,0 +1,219 @@
+"""What happens around the steps: throughput, margin diagnostics, and an orderly end."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections import deque
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.fabric.plugins import CheckpointIO
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from torch import Tensor
+from torchmetrics.functional import spearman_corrcoef
+
+from aplot_lightning.objectives import TransportMargin
+from aplot_lightning.training.exact_batch import StepResult
+from aplot_lightning.transport import marginal_error, plan_entropy, transport_cost
+from aplot_lightning.types import Batch
+
+
+class EndWithValidation(L.Callback):
+    """Ends a run that reaches its last step in mid-epoch with a validation, so that its last weights may be best."""
+
+    def on_train_batch_end(self, trainer: L.Trainer, *arguments: Any) -> None:
+        if trainer.max_steps != -1 and trainer.global_step >= trainer.max_steps:
+            trainer.should_stop = True
+
+
+class GracefulStop(L.Callback):
+    """On SIGTERM, finishes the step, lets all ranks agree, and stops with a checkpoint of that step.
+
+    Lightning's own handler would run a collective inside the signal handler, in which two ranks crash.
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        signal.signal(signal.SIGTERM, self._ask)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        self.asked = True
+
+    def on_train_batch_end(self, trainer: L.Trainer, *arguments: Any) -> None:
+        if trainer.strategy.reduce_boolean_decision(self.asked, all=False):
+            raise SIGTERMException
+
+
+class Throughput(L.Callback):
+    """Counts pairs and tokens of the steps after the first, without the time of validation and saving.
+
+    Logs `throughput/pairs_per_second` and `throughput/padding_fraction`.
+    """
+
+    def __init__(self) -> None:
+        self.counts: dict[str, Any] = {
+            "steps": 0,
+            "pairs": 0,
+            "timed_pairs": 0,
+            "tokens": 0,
+            "cells": 0,
+            "seconds": 0.0,
+        }
+        self._since: float | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {name: float(value) if name == "seconds" else int(value) for name, value in self.counts.items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.counts = dict(state)
+
+    def setup(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
+        if stage == "fit":
+            self.saving = _TimedCheckpointIO(trainer.strategy.checkpoint_io)
+            trainer.strategy.checkpoint_io = self.saving
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: Any, outputs: Any, batch: list[Batch], batch_index: int
+    ) -> None:
+        now = time.perf_counter()
+        counts = self.counts
+        pairs = len(module.last_step.pairs)
+        counts["steps"] += 1
+        counts["pairs"] += pairs
+        if self._since is not None:
+            counts["seconds"] += now - self._since - self.saving.seconds
+            counts["timed_pairs"] += pairs
+            # tensors, so that counting does not wait for the device
+            counts["tokens"] += trainer.world_size * sum(part.attention_mask.sum() for part in batch)
+            counts["cells"] += trainer.world_size * sum(part.input_ids.numel() for part in batch)
+        self._since, self.saving.seconds = now, 0.0
+        if counts["seconds"] and trainer.global_step % trainer.log_every_n_steps == 0:
+            rates = {
+                "throughput/pairs_per_second": counts["timed_pairs"] / counts["seconds"],
+                "throughput/padding_fraction": 1 - counts["tokens"] / counts["cells"],
+            }
+            module.log_dict(rates, rank_zero_only=True)
+
+    def on_validation_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self._paused = time.perf_counter()
+
+    def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if self._since is not None:
+            self._since += time.perf_counter() - self._paused
+
+    def summary(self) -> dict[str, float | int | None]:
+        """The `train` part of metrics.json."""
+        counts = self.state_dict()
+        seconds = counts["seconds"]
+        return {
+            "steps": counts["steps"],
+            "pairs": counts["pairs"],
+            "seconds": seconds,
+            "pairs_per_second": counts["timed_pairs"] / seconds if seconds else None,
+            "tokens_per_second": counts["tokens"] / seconds if seconds else None,
+        }
+
+
+class _TimedCheckpointIO(CheckpointIO):
+    """Another CheckpointIO, and the seconds that it spent on saving."""
+
+    def __init__(self, inner: CheckpointIO) -> None:
+        self.inner = inner
+        self.seconds = 0.0
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        start = time.perf_counter()
+        self.inner.save_checkpoint(checkpoint, path, storage_options)
+        self.seconds += time.perf_counter() - start
+
+    def load_checkpoint(self, path: Any, *arguments: Any, **options: Any) -> dict[str, Any]:
+        return self.inner.load_checkpoint(path, *arguments, **options)
+
+    def remove_checkpoint(self, path: Any) -> None:
+        self.inner.remove_checkpoint(path)
+
+
+class MarginDiagnostics(L.Callback):
+    """Shows which pairs got which margin: `margin/*` and `transport/*` tags, a plan picture, and a table of pairs.
+
+    The table, `diagnostics/margins.parquet`, holds the most recent logged pairs: step, margin, similarity (the cosine
+    of the pair's embeddings), cost (the pair's own cell of the cost matrix) and gap.
+
+    Args:
+        run_dir: where the table is written.
+        keep: logged steps in the table.
+    """
+
+    def __init__(self, run_dir: Path, keep: int = 100) -> None:
+        self.path = run_dir / "diagnostics" / "margins.parquet"
+        self.rows: deque[dict[str, Any]] = deque(maxlen=keep)
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: Any, *arguments: Any) -> None:
+        step = module.last_step
+        if trainer.global_step % trainer.log_every_n_steps or not step.result.margins.any():
+            return
+        margins = step.result.margins.float()
+        cost, similarity = _own_cost(step, module.objective.margin)
+        values = {
+            "margin/mean": margins.mean(),
+            "margin/p10": margins.quantile(0.1),
+            "margin/p90": margins.quantile(0.9),
+        }
+        if len(margins) > 1 and margins.std() > 0:
+            values["margin/hardness_correlation"] = spearman_corrcoef(margins, cost)
+        if isinstance(module.objective.margin, TransportMargin):
+            plan = module.objective.margin.solve(*step.scores.pairs(step.pairs))[1]
+            values["transport/plan_entropy"] = plan_entropy(plan)
+            values["transport/marginal_error"] = marginal_error(plan)
+        module.log_dict(values, rank_zero_only=True)
+        table = {"margin": margins, "similarity": similarity, "cost": cost, "gap": step.result.gaps.float()}
+        self.rows.append({"step": [trainer.global_step] * len(margins), **{k: v.tolist() for k, v in table.items()}})
+
+    def on_validation_end(self, trainer: L.Trainer, module: Any) -> None:
+        step = module.last_step
+        if not trainer.is_global_zero or step is None or not self.rows or trainer.state.fn != "fit":
+            return
+        for logger in trainer.loggers:
+            add_image = getattr(logger.experiment, "add_image", None)
+            if add_image is None:
+                continue
+            add_image("margin/margins", _picture(step.result.margins[None]), trainer.global_step)
+            if isinstance(module.objective.margin, TransportMargin):
+                plan = module.objective.margin.solve(*step.scores.pairs(step.pairs))[1]
+                add_image("transport/plan", _picture(plan), trainer.global_step)
+
+    def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if not trainer.is_global_zero or not self.rows:
+            return
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.concat_tables([pa.table(row) for row in self.rows]), self.path)
+
+
+def _own_cost(step: StepResult, margin: Any) -> tuple[Tensor, Tensor]:
+    """Each pair's own cell of the cost matrix, and its cosine, (n,) each; APLOT's weights where the margin has none."""
+    chosen, rejected = step.scores.pairs(step.pairs)
+    arguments = chosen.rewards, rejected.rewards, chosen.embeddings, rejected.embeddings
+    weights = {
+        "reward_weight": getattr(margin, "reward_weight", 0.9),
+        "similarity_weight": getattr(margin, "similarity_weight", 0.1),
+    }
+    similarity = transport_cost(*arguments, reward_weight=0.0, similarity_weight=1.0)
+    return transport_cost(*arguments, **weights).diagonal(), similarity.diagonal()
+
+
+def _picture(values: Tensor, least: int = 256) -> Tensor:
+    """A (1, height, width) grey picture of a matrix, brightest at its largest value, enlarged to be seen."""
+    values = values.detach().float().cpu()
+    low, high = values.min(), values.max()
+    scaled = (values - low) / (high - low).clamp(min=1e-12)
+    factor = max(1, least // values.shape[1])
+    return torch.kron(scaled, torch.ones(max(factor, 16 if values.shape[0] == 1 else 1), factor))[None]

@@ -1,0 +1,184 @@
+"""fit, validate, test and predict through LightningCLI, and what a run directory needs around them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from jsonargparse import ArgumentError
+from jsonargparse.typing import PositiveInt
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from aplot_lightning.cli import TERMINATED, one_line
+from aplot_lightning.data.datamodule import PreferenceDataModule
+from aplot_lightning.errors import UserError
+from aplot_lightning.training.callbacks import EndWithValidation, GracefulStop, MarginDiagnostics, Throughput
+from aplot_lightning.training.checkpoints import FOLDER, LastCheckpoint, best_checkpoint, find_checkpoint
+from aplot_lightning.training.module import RewardModelingModule
+from aplot_lightning.training.record import RunRecord
+
+RUN_DIR_VARIABLE = "APLOT_RUN_DIR"  # ranks that Lightning launches take the run directory of the first
+WRITTEN = (FOLDER, "predictions", "plots", "diagnostics")  # folders of a run that --overwrite true replaces
+
+
+class AplotCLI(LightningCLI):
+    """LightningCLI with a run directory: its arguments, its loggers and callbacks, and its end."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--run_dir", type=str | None, default=None, help="run directory [runs/EXPERIMENT/RUN]")
+        parser.add_argument("--overwrite", type=bool, default=False, help="replace a run that is in run_dir")
+        parser.add_argument(
+            "--checkpoint_every_n_steps",
+            type=PositiveInt | None,
+            default=None,
+            help="optimizer steps between checkpoints, beside those after every validation",
+        )
+        parser.add_argument("--init_from", type=str | None, default=None, help="a model whose weights start the run")
+        parser.add_argument(
+            "--monitor",
+            type=str,
+            default="validation/accuracy",
+            help="metric that selects best.ckpt: of `validation` or of a set in data.ood_validation",
+        )
+        parser.link_arguments("init_from", "model.init_from")
+        parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
+
+    def before_instantiate_classes(self) -> None:
+        config = self.config[self.subcommand]
+        self.run_dir = self._find_run_dir(config)
+        if config.get("ckpt_path"):
+            config.ckpt_path = str(find_checkpoint(config.ckpt_path, self.run_dir))
+        self._check(config)
+
+    def _find_run_dir(self, config: Any) -> Path:
+        if RUN_DIR_VARIABLE in os.environ and "LOCAL_RANK" in os.environ:
+            return Path(os.environ[RUN_DIR_VARIABLE])
+        named = config.run_dir
+        if named is None:
+            stems = [Path(str(path)).stem for path in config.get("config") or []]
+            moment = datetime.now().strftime("%Y%m%d-%H%M%S")
+            named = str(Path("runs", stems[0] if stems else self.subcommand, "-".join([*stems[1:], moment])))
+        os.environ[RUN_DIR_VARIABLE] = named
+        return Path(named)
+
+    def _check(self, config: Any) -> None:
+        if self.run_dir.exists() and not self.run_dir.is_dir():
+            raise UserError(f"run_dir: {self.run_dir} is a file; name a folder")
+        if self.subcommand == "fit":
+            best_checkpoint(self.run_dir, config.monitor)
+            holds = list(self.run_dir.glob(f"{FOLDER}/*.ckpt"))
+            if holds and not config.get("ckpt_path") and not config.overwrite and "LOCAL_RANK" not in os.environ:
+                raise UserError(
+                    f"run_dir: {self.run_dir} already holds a run; go on with it by --ckpt_path last, replace it by "
+                    "--overwrite true, or name another --run_dir"
+                )
+        if config.trainer.accumulate_grad_batches != 1:
+            raise UserError(
+                "trainer.accumulate_grad_batches must stay 1: accumulation follows from data.batch_size and "
+                "data.micro_batch_size"
+            )
+
+    def instantiate_trainer(self, **options: Any) -> L.Trainer:
+        config = self.config[self.subcommand]
+        given = self._get(self.config_init, "trainer")
+        callbacks = [
+            *(given.get("callbacks") or []),
+            Throughput(),
+            MarginDiagnostics(self.run_dir),
+            EndWithValidation(),
+            GracefulStop(),
+            RunRecord(self.run_dir, self._recorded(config), self._config_text()),
+        ]
+        if self.subcommand == "fit":
+            callbacks += [
+                best_checkpoint(self.run_dir, config.monitor),
+                LastCheckpoint(self.run_dir, config.checkpoint_every_n_steps),
+            ]
+        logger = given.get("logger")
+        if logger is None or logger is True:
+            logger = TensorBoardLogger(str(self.run_dir), name="", version="", default_hp_metric=False)
+        return super().instantiate_trainer(
+            callbacks=callbacks, logger=logger, default_root_dir=str(self.run_dir), **options
+        )
+
+    def _recorded(self, config: Any) -> dict[str, Any]:
+        return config.clone().as_dict()
+
+    def _config_text(self) -> str:
+        """The whole config as YAML, without the checkpoint it went on from and without where configs lay."""
+        config = self.config[self.subcommand].clone()
+        for key in ("config", "ckpt_path", "overwrite"):
+            config.pop(key, None)
+        return self._parser(self.subcommand).dump(config, skip_none=False)
+
+    def before_fit(self) -> None:
+        config = self.config[self.subcommand]
+        if config.overwrite and not config.get("ckpt_path"):
+            self._clear()
+
+    @rank_zero_only
+    def _clear(self) -> None:
+        """Removes what an earlier run left, and nothing else that may lie in the folder."""
+        for name in WRITTEN:
+            shutil.rmtree(self.run_dir / name, ignore_errors=True)
+        for events in self.run_dir.glob("events.out.tfevents.*"):
+            events.unlink()
+
+    def after_fit(self) -> None:
+        """Takes the figures from the best checkpoint."""
+        best = self.run_dir / FOLDER / "best.ckpt"
+        last = self.run_dir / FOLDER / "last.ckpt"
+        if self.trainer.is_global_zero and not best.exists():
+            shutil.copyfile(last, best)
+        self.trainer.strategy.barrier()
+        if self.trainer.limit_val_batches == 0:
+            record = next(callback for callback in self.trainer.callbacks if isinstance(callback, RunRecord))
+            if self.trainer.is_global_zero:
+                record.write_figures(self.trainer, {})
+        else:
+            self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=str(best), verbose=False)
+        self._print_table()
+
+    def after_test(self) -> None:
+        self._print_table()
+
+    @rank_zero_only
+    def _print_table(self) -> None:
+        from aplot_lightning.commands.report import main as report
+
+        report([str(self.run_dir)])
+
+
+def run(arguments: list[str]) -> int:
+    """One of Lightning's subcommands. Raises UserError for what jsonargparse refuses; returns the exit code."""
+    # a progress bar belongs on a terminal, not in a log
+    defaults = {
+        "num_sanity_val_steps": 0,
+        "use_distributed_sampler": False,
+        "enable_progress_bar": sys.stderr.isatty(),
+    }
+    lenient = {name: {"exit_on_error": False} for name in LightningCLI.subcommands()}
+    try:
+        AplotCLI(
+            RewardModelingModule,
+            PreferenceDataModule,
+            save_config_callback=None,
+            seed_everything_default=0,
+            trainer_defaults=defaults,
+            auto_configure_optimizers=False,
+            parser_kwargs={"exit_on_error": False, **lenient},
+            args=arguments,
+        )
+    except ArgumentError as error:
+        raise UserError(one_line(str(error))) from error
+    except SIGTERMException:
+        return TERMINATED
+    return 0

@@ -1,0 +1,158 @@
+"""What a run leaves: its config, where it ran and on what, its figures, predictions, worst errors and report."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor
+
+from aplot_lightning.evaluation.metrics import ood_mean, summarise_set
+from aplot_lightning.evaluation.report import write_run_report
+from aplot_lightning.training.callbacks import Throughput
+
+PACKAGES = ("aplot-lightning", "torch", "lightning", "transformers", "pot", "torchmetrics", "datasets")
+WORST_ERRORS = 20
+
+
+class RunRecord(L.Callback):
+    """Writes the files of a run directory (interface.md): at the start what the run is, at the end what came of it.
+
+    Args:
+        run_dir: the run directory; made when training starts, so that a mistake in the data leaves nothing behind.
+        config: the whole config, for `config.yaml` and the hyperparameters page.
+        config_text: the same as YAML.
+    """
+
+    def __init__(self, run_dir: Path, config: Mapping[str, Any], config_text: str) -> None:
+        self.run_dir = run_dir
+        self.config = config
+        self.config_text = config_text
+
+    def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if not trainer.is_global_zero:
+            return
+        self.run_dir.mkdir(parents=True, exist_ok=True)
+        (self.run_dir / "config.yaml").write_text(self.config_text, encoding="utf-8")
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        _write_json(self.run_dir / "data_report.json", data.report.as_dict())
+        _write_json(self.run_dir / "run.json", _circumstances(trainer, data.fingerprints))
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_custom_scalars(_charts(data.evaluation_sets))
+
+    def on_test_end(self, trainer: L.Trainer, module: Any) -> None:
+        tables = module.predictions()  # gathered, so every rank takes part
+        if trainer.is_global_zero:
+            self.write_figures(trainer, tables)
+
+    def write_figures(self, trainer: L.Trainer, tables: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Writes predictions, worst errors, metrics.json and the report; without tables all accuracies are null."""
+        sets = trainer.datamodule.evaluation_sets  # type: ignore[attr-defined]
+        figures: dict[str, Any] = {"id": summarise_set(None), "ood": {}, "ood_mean": {"accuracy": None}}
+        errors: list[dict[str, Any]] = []
+        for stem, evaluation_set in sets.items():
+            kind, _, name = stem.partition("/")
+            table = tables.get(stem)
+            if table is not None:
+                subsets = evaluation_set.write_predictions(
+                    self.run_dir / "predictions" / f"{name or kind}.parquet", table
+                )
+                errors += evaluation_set.worst_errors(table, WORST_ERRORS)
+            summary = summarise_set(table, subsets if table is not None and name else None)
+            if name:
+                figures.setdefault(kind, {})[name] = summary
+            else:
+                figures[kind] = summary
+        figures["ood_mean"] = {"accuracy": ood_mean(figures["ood"])}
+        figures["train"] = self._training_figures(trainer)
+        _write_json(self.run_dir / "metrics.json", figures)
+        errors.sort(key=lambda error: error["chosen_reward"] - error["rejected_reward"])
+        with (self.run_dir / "errors.jsonl").open("w", encoding="utf-8") as file:
+            file.writelines(json.dumps(error, ensure_ascii=False) + "\n" for error in errors[:WORST_ERRORS])
+        self._log_hyperparameters(trainer, figures)
+        write_run_report(self.run_dir)
+
+    def _training_figures(self, trainer: L.Trainer) -> dict[str, Any]:
+        """Those of this process's training, else those that the run already has."""
+        throughput = next(c for c in trainer.callbacks if isinstance(c, Throughput))  # type: ignore[attr-defined]
+        figures = throughput.summary()
+        existing = self.run_dir / "metrics.json"
+        if not figures["steps"] and existing.is_file():
+            return json.loads(existing.read_text(encoding="utf-8")).get("train", figures)
+        return figures
+
+    def _log_hyperparameters(self, trainer: L.Trainer, figures: Mapping[str, Any]) -> None:
+        finals = {
+            "final/validation_accuracy": figures.get("validation", {}).get("accuracy"),
+            "final/id_accuracy": figures["id"]["accuracy"],
+            "final/ood_mean_accuracy": figures["ood_mean"]["accuracy"],
+        }
+        chosen = {
+            key: value for key, value in _flat(self.config).items() if key.startswith(("model.", "data.", "seed"))
+        }
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.log_hyperparams(chosen, {name: value for name, value in finals.items() if value is not None})
+                logger.save()
+
+
+def _charts(sets: Mapping[str, Any]) -> dict[str, dict[str, list[Any]]]:
+    """A custom-scalars page that lays ID beside OOD in one chart, for accuracy and for what else tells them apart."""
+    stems = [*sets, "ood_mean"] if any(stem.startswith("ood/") for stem in sets) else list(sets)
+    page = {"accuracy": ["Multiline", [f"{stem}/accuracy" for stem in stems]]}
+    for metric in ("mean_gap", "ece", "hard_accuracy", "length_correlation"):
+        page[metric] = ["Multiline", [f"{stem}/{metric}" for stem in sets]]
+    return {"ID beside OOD": page}
+
+
+def _circumstances(trainer: L.Trainer, fingerprints: Mapping[str, Any]) -> dict[str, Any]:
+    device = trainer.strategy.root_device
+    return {
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "git_commit": _git_commit(),
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        "hardware": {
+            "host": platform.node(),
+            "system": platform.platform(),
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu",
+            "threads": torch.get_num_threads(),
+            "ranks": trainer.world_size,
+        },
+        "data": dict(fingerprints),
+    }
+
+
+def _git_commit() -> str | None:
+    """The commit of the code that runs, with `+` where the work tree differs; None outside a checkout."""
+    folder = Path(__file__).parent
+    try:
+        say = ["git", "-C", str(folder), "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"]
+        return subprocess.run(say, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        elif isinstance(value, str | int | float | bool):
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
