@@ -8,5 +8,9 @@ class UserError(Exception):
     """
 
 
+class NotFiniteError(ValueError):
+    """A NaN or infinite value met in computing: training stops with the step and the likely causes."""
+
+
 class RunError(Exception):
     """A run that cannot go on (for example a loss that is not finite): one line on stderr and exit code 1."""

@@ -22,6 +22,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from aplot_lightning.errors import NotFiniteError
+
 SimilarityTerm = Literal["similarity", "dissimilarity"]
 Reading = Literal["conditional", "mass", "diagonal", "total"]
 
@@ -258,7 +260,7 @@ def _check_matrix(name: str, matrix: Tensor) -> None:
 def _check_finite(name: str, tensor: Tensor) -> None:
     """On the CPU only: see the module's docstring."""
     if tensor.device.type == "cpu" and not torch.isfinite(tensor).all():
-        raise ValueError(f"{name} must be finite, got NaN or infinite values")
+        raise NotFiniteError(f"{name} must be finite, got NaN or infinite values")
 
 
 def _check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:

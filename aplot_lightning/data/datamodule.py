@@ -64,15 +64,15 @@ class PreferenceDataModule(L.LightningDataModule):
         self.id = id
         self.ood = ood or {}
         self.ood_validation = ood_validation or {}
-        self.batch_size = batch_size
-        self.micro_batch_size = micro_batch_size or batch_size
-        self.max_length = max_length
+        self.batch_size = int(batch_size)
+        self.micro_batch_size = int(micro_batch_size or batch_size)
+        self.max_length = int(max_length)
         self.validation_share = validation_share
         self.id_share = id_share
         self.on_bad_row = on_bad_row
         self.watch_test_sets = watch_test_sets
-        self.seed = seed
-        self.num_workers = num_workers
+        self.seed = int(seed)
+        self.num_workers = int(num_workers)
         self.tokenizer: Any = None
         self.report = DataReport()
         self.fingerprints: dict[str, dict[str, str]] = {}
@@ -112,10 +112,11 @@ class PreferenceDataModule(L.LightningDataModule):
         training, ledger = self._read("data.train", sources["data.train"])
         training = _without_leaks(training, tested, ledger)
         parts = self._split(training)
-        self.training_pairs = self._encode("train", parts["train"], encoder, ledger)
+        self.training_pairs = _encode(parts["train"], encoder, ledger)
         for name in ("validation", "id"):
             if parts[name]:
                 self._add_set(name, parts[name], encoder, ledger)
+                self._account_for(name, ledger.name)
         for key, (comparisons, its_ledger) in held_out.items():
             self._add_set(_stem(key), comparisons, encoder, its_ledger)
         if not len(self.training_pairs):
@@ -161,19 +162,20 @@ class PreferenceDataModule(L.LightningDataModule):
                 parts["train"].append(comparison)
         return parts
 
-    def _encode(
-        self, name: str, comparisons: list[Comparison], encoder: ConversationEncoder, ledger: SourceLedger
-    ) -> EncodedComparisons:
-        encoded = encoder.encode(comparisons, ledger)
-        ledger.use([comparisons[place] for place in encoded.kept], encoded.lengths)
-        return encoded
-
     def _add_set(
         self, name: str, comparisons: list[Comparison], encoder: ConversationEncoder, ledger: SourceLedger
     ) -> None:
-        encoded = self._encode(name, comparisons, encoder, ledger)
+        encoded = _encode(comparisons, encoder, ledger)
         if len(encoded):
             self.evaluation_sets[name] = EvaluationSet(name, comparisons, encoded)
+
+    def _account_for(self, name: str, source_name: str) -> None:
+        """An account of a held-out set by itself; its rows are in the account of the training source too."""
+        held_out = self.evaluation_sets.get(name)
+        if held_out is not None:
+            ledger = self.report.ledger((name,), source_name)
+            ledger.read = len(held_out.encoded)
+            ledger.use([held_out.comparisons[place] for place in held_out.encoded.kept], held_out.encoded.lengths)
 
     # Loaders
 
@@ -211,6 +213,12 @@ class PreferenceDataModule(L.LightningDataModule):
 
     def _pad_id(self) -> int:
         return self.tokenizer.pad_token_id
+
+
+def _encode(comparisons: list[Comparison], encoder: ConversationEncoder, ledger: SourceLedger) -> EncodedComparisons:
+    encoded = encoder.encode(comparisons, ledger)
+    ledger.use([comparisons[place] for place in encoded.kept], encoded.lengths)
+    return encoded
 
 
 def _without_leaks(comparisons: Sequence[Comparison], tested: set[bytes], ledger: SourceLedger) -> list[Comparison]:

@@ -101,7 +101,8 @@ class StepSampler(OwnBatches):
         self.trainer = trainer
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        length = min(len(self), int(self.trainer.num_training_batches))  # limit_train_batches makes epochs shorter
+        limit = self.trainer.limit_train_batches  # makes epochs shorter: a number of batches, or a share of them
+        length = int(len(self) * limit) if isinstance(limit, float) else min(len(self), limit)
         epoch, start = divmod(self.trainer.global_step, length)
         return iter([(epoch, offset) for offset in range(start, length)])
 

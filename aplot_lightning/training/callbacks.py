@@ -199,15 +199,13 @@ class MarginDiagnostics(L.Callback):
 
 
 def _own_cost(step: StepResult, margin: Any) -> tuple[Tensor, Tensor]:
-    """Each pair's own cell of the cost matrix, and its cosine, (n,) each; APLOT's weights where the margin has none."""
+    """Each pair's own cell of the cost matrix, and its cosine, (n,) each; the default cost where the margin has none."""
     chosen, rejected = step.scores.pairs(step.pairs)
     arguments = chosen.rewards, rejected.rewards, chosen.embeddings, rejected.embeddings
-    weights = {
-        "reward_weight": getattr(margin, "reward_weight", 0.9),
-        "similarity_weight": getattr(margin, "similarity_weight", 0.1),
-    }
-    similarity = transport_cost(*arguments, reward_weight=0.0, similarity_weight=1.0)
-    return transport_cost(*arguments, **weights).diagonal(), similarity.diagonal()
+    similarity = transport_cost(*arguments, reward_weight=0.0, similarity_weight=1.0).diagonal()
+    if isinstance(margin, TransportMargin):
+        return margin.solve(chosen, rejected)[0].diagonal(), similarity
+    return transport_cost(*arguments).diagonal(), similarity
 
 
 def _picture(values: Tensor, least: int = 256) -> Tensor:

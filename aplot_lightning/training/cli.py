@@ -120,6 +120,10 @@ class AplotCLI(LightningCLI):
         return self._parser(self.subcommand).dump(config, skip_none=False)
 
     def before_fit(self) -> None:
+        """Reads the data before the trainer sets up its loggers, so that a mistake in it leaves nothing behind."""
+        self.datamodule.tokenizer = self.model.tokenizer
+        self.datamodule.setup("fit")
+        self.model.require_columns(self.datamodule.columns)
         config = self.config[self.subcommand]
         if config.overwrite and not config.get("ckpt_path"):
             self._clear()
@@ -175,7 +179,7 @@ def run(arguments: list[str]) -> int:
             trainer_defaults=defaults,
             auto_configure_optimizers=False,
             parser_kwargs={"exit_on_error": False, **lenient},
-            args=arguments,
+            args=None if arguments == sys.argv[1:] else arguments,
         )
     except ArgumentError as error:
         raise UserError(one_line(str(error))) from error

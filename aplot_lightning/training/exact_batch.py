@@ -98,9 +98,7 @@ def _separable_step(score: Score, objective: Objective, micro_batches: Sequence[
         scores = score(batch)
         parts.append(scores.detach())
         with torch.autocast(device.type, enabled=False):
-            loss = scores.rewards.sum() * 0  # a batch without pairs still takes part in the ranks' reductions
-            if len(batch.pairs):
-                loss = loss + objective(scores, batch.pairs).loss * (weights[place] / total * _world_size())
+            loss = objective(scores, batch.pairs).loss * (weights[place] / total * _world_size())
         if place < len(micro_batches) - 1:
             _backward(loss, device)
     pairs = Pairs.concatenate([batch.pairs for batch in micro_batches], [len(part) for part in parts])

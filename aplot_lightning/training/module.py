@@ -13,7 +13,7 @@ from jsonargparse.typing import NonNegativeFloat, PositiveFloat
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
-from aplot_lightning.errors import RunError
+from aplot_lightning.errors import NotFiniteError, RunError, UserError
 from aplot_lightning.evaluation.metrics import PairPredictions
 from aplot_lightning.model import RewardModel
 from aplot_lightning.objectives import Objective
@@ -57,12 +57,13 @@ class RewardModelingModule(L.LightningModule):
     ) -> None:
         super().__init__()
         self.reward_model = RewardModel.from_backbone(
-            init_from or backbone, pooling=pooling, dtype=dtype, attention=attention, dropout=dropout
+            init_from or backbone, pooling=pooling, dtype=dtype, attention=attention, dropout=float(dropout)
         )
         self.objective = objective or Objective()
-        self.learning_rate = learning_rate
-        self.weight_decay = weight_decay
-        self.warmup_share = warmup_share
+        # plain floats: jsonargparse's own number types would end in the checkpoint, which must load without pickles
+        self.learning_rate = float(learning_rate)
+        self.weight_decay = float(weight_decay)
+        self.warmup_share = float(warmup_share)
         self.last_step: StepResult | None = None  # what the latest optimizer step computed, for callbacks to look at
         self._set_names: list[str] = []
         self._predictions: dict[str, PairPredictions] = {}
@@ -77,14 +78,31 @@ class RewardModelingModule(L.LightningModule):
         if data is not None:
             self.reward_model.max_length = data.max_length
             if stage == "fit":
-                self.objective.require(data.columns)
+                self.require_columns(data.columns)
+
+    def require_columns(self, missing: Mapping[str, int]) -> None:
+        """Raises UserError where the objective needs a column that training pairs lack.
+
+        Args:
+            missing: each column that the training data has, and how many pairs are without a value.
+        """
+        self.objective.require(missing)
+        for column, part in self.objective.columns.items():
+            if missing[column]:
+                raise UserError(
+                    f'{part} needs the column "{column}", which {missing[column]} training pairs do not have: add it to '
+                    f"all rows of data.train or choose another part in place of {part}"
+                )
 
     # Training
 
     def training_step(self, micro_batches: list[Batch], batch_index: int) -> Tensor:
         self._reseed()
         self.zero_grad(set_to_none=True)
-        step = whole_batch_step(self.reward_model, self.objective, micro_batches)
+        try:
+            step = whole_batch_step(self.reward_model, self.objective, micro_batches)
+        except NotFiniteError as error:
+            raise RunError(self._not_finite(str(error))) from error
         self.last_step = step
         self._log_step(step)
         return step.loss
@@ -103,9 +121,12 @@ class RewardModelingModule(L.LightningModule):
         if torch.isfinite(norm + self.last_step.result.loss):
             return
         what = "a gradient" if torch.isfinite(self.last_step.result.loss) else "the loss"
-        raise RunError(
-            f"{what} is not finite at step {self.global_step + 1}, so the run stops before it reaches the weights; "
-            f"likely causes: a learning rate that is too high (model.learning_rate {self.learning_rate:g}), half "
+        raise RunError(self._not_finite(f"{what} is not finite"))
+
+    def _not_finite(self, what: str) -> str:
+        return (
+            f"step {self.global_step + 1}: {what}; the run stops before it reaches the weights, and the last checkpoint "
+            f"stays. Likely causes: a learning rate that is too high (model.learning_rate {self.learning_rate:g}), half "
             "precision (try --trainer.precision 32-true), or weights that were not finite to begin with"
         )
 

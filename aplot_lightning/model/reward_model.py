@@ -1,0 +1,353 @@
+"""The reward model: backbone, pooling and head; where it comes from, and scoring conversations with it."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from aplot_lightning.data.comparisons import Message, RowError, conversation_of
+from aplot_lightning.data.encoding import ConversationEncoder
+from aplot_lightning.errors import UserError
+from aplot_lightning.model.backbone import Backbone, Pooling, build_backbone, load_backbone
+from aplot_lightning.model.checkpoint import FORMAT, read_checkpoint
+from aplot_lightning.model.configuration import (
+    config_from_dict,
+    config_to_dict,
+    prepare_config,
+    read_config,
+    saved_dtype,
+    torch_dtype,
+)
+from aplot_lightning.model.heads import LinearHead, build_head, make_head
+from aplot_lightning.model.locate import ModelPlace, locate_model
+from aplot_lightning.model.scoring import cut_by_size, evaluating, unpaired_batch
+from aplot_lightning.model.tokenizer import (
+    check_vocabulary,
+    load_tokenizer,
+    natural_length,
+    one_line,
+    pack_tokenizer,
+    unpack_tokenizer,
+)
+from aplot_lightning.types import Batch, Scores
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+FRESH_HEAD_SEED = 0  # of a head that a model needs for scoring and does not have
+
+logger = logging.getLogger(__name__)
+
+
+class RewardModel(nn.Module):
+    """Gives every conversation a reward: backbone, pooling, and a linear head in float32.
+
+    Made by `from_backbone` (to be trained) or `from_pretrained` (to be used).
+
+    Attributes:
+        backbone: tokens to embeddings.
+        head: embeddings to rewards.
+        tokenizer: a fast tokenizer that has a padding token.
+        max_length: tokens of a prompt with one response; None for no limit.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        head: LinearHead,
+        tokenizer: PreTrainedTokenizerFast,
+        max_length: int | None,
+        dtype: str,
+        name: str,
+    ) -> None:
+        super().__init__()
+        check_vocabulary(tokenizer, backbone.config, name)
+        self.backbone = backbone
+        self.head = head
+        self.tokenizer = tokenizer
+        self.dtype = dtype
+        self.name = name
+        self._tokenizer_files: dict[str, str | bytes] | None = None
+        natural = natural_length(tokenizer, backbone.config, backbone.position_limit)
+        self.max_length = natural if max_length is None else max_length
+
+    # Where a model comes from
+
+    @classmethod
+    def from_backbone(
+        cls,
+        name: str,
+        *,
+        pooling: Pooling = "auto",
+        dtype: str = "float32",
+        attention: str | None = None,
+        dropout: float = 0.0,
+        max_length: int | None = None,
+        head_seed: int | None = None,
+    ) -> RewardModel:
+        """A model to be trained, in training mode.
+
+        A reward model (a run, a checkpoint, a sequence classification model with one label) keeps its head; anything
+        else gets a fresh one. A folder without weights is started from scratch.
+
+        Args:
+            name: a folder, run, checkpoint, hub name, or a built-in name (``world-decoder``).
+            pooling: ``auto`` takes ``last`` for decoders and ``classification`` for encoders; or ``mean``.
+            dtype: of the backbone's weights, ``auto`` for the one they were saved in; the head is float32 always.
+            attention: ``eager``, ``sdpa``, ``flex_attention``, ``flash_attention_2`` or ``_3``; None for the default.
+            dropout: the value of every dropout probability of the backbone.
+            max_length: tokens of a prompt with one response; None for the most that the backbone is made for.
+            head_seed: draws a fresh head from a generator of its own; None from torch's global random state.
+
+        Raises:
+            UserError: there is no such model, it cannot be read, or an option does not suit it.
+        """
+        place = locate_model(name, "model.backbone")
+        if place.kind == "checkpoint":
+            description, state = read_checkpoint(place.source, "model.backbone")
+            if pooling not in ("auto", description.get("pooling")):
+                raise UserError(
+                    f"model.pooling: {name!r} was trained with {description.get('pooling')}; leave it at auto"
+                )
+            return cls.from_description(
+                description,
+                state,
+                dtype=dtype,
+                attention=attention,
+                dropout=dropout,
+                max_length=max_length,
+                name=place.source,
+            ).train()
+        model, _ = cls._assemble(
+            place,
+            "model.backbone",
+            pooling=pooling,
+            dtype=dtype,
+            attention=attention,
+            dropout=dropout,
+            max_length=max_length,
+            head_seed=head_seed,
+        )
+        return model.train()
+
+    @classmethod
+    def from_pretrained(
+        cls, name: str, *, dtype: str = "float32", max_length: int | None = None, key: str = "model"
+    ) -> RewardModel:
+        """A model to be used, in evaluation mode.
+
+        Args:
+            name: a run directory (its best checkpoint, else its last), a checkpoint file, an exported or other Hugging
+                Face folder, or a hub name. Without a reward head it gets a fresh one from a fixed seed, with a warning.
+            dtype: of the backbone's weights; the head is float32 always.
+            max_length: tokens of a prompt with one response; None for the run's own.
+            key: what the user set, for messages.
+
+        Raises:
+            UserError: there is no such model, or it is damaged; a file that could run code is not read.
+        """
+        place = locate_model(name, key)
+        if place.kind == "checkpoint":
+            description, state = read_checkpoint(place.source, key)
+            model = cls.from_description(description, state, dtype=dtype, max_length=max_length, name=place.source)
+            return model.eval()
+        with _seeded(FRESH_HEAD_SEED):
+            model, fresh = cls._assemble(place, key, dtype=dtype, max_length=max_length)
+        if fresh:
+            missing = "weights" if place.kind == "architecture" else "reward head"
+            warnings.warn(
+                f"{name!r} has no {missing}: a fresh start from seed {FRESH_HEAD_SEED} stands in, rewards mean nothing",
+                stacklevel=2,
+            )
+        return model.eval()
+
+    @classmethod
+    def _assemble(
+        cls,
+        place: ModelPlace,
+        key: str,
+        *,
+        dtype: str,
+        max_length: int | None,
+        pooling: Pooling = "auto",
+        attention: str | None = None,
+        dropout: float = 0.0,
+        head_seed: int | None = None,
+    ) -> tuple[RewardModel, bool]:
+        """A model from anything but a checkpoint, and whether its head is fresh."""
+        config = read_config(place, key)
+        dtype = saved_dtype(config) if dtype == "auto" else dtype
+        weights = torch_dtype(dtype)
+        prepare_config(config, attention=attention, dropout=dropout)
+        tokenizer = load_tokenizer(place.source, key, place.name)
+        if place.kind == "architecture":
+            logger.info("%s holds no weights: the backbone starts from scratch", place.name)
+            backbone, shape = build_backbone(config, pooling, weights)
+        else:
+            with _seeded(head_seed):
+                backbone, shape = load_backbone(place, config, pooling, weights, key)
+        deviation = getattr(config.get_text_config(), "initializer_range", 0.02)
+        head = make_head(shape.in_features, shape.bias, shape.weights, deviation=deviation, seed=head_seed)
+        return cls(backbone, head, tokenizer, max_length, dtype, place.name), shape.weights is None
+
+    @classmethod
+    def from_description(
+        cls,
+        description: Mapping[str, Any],
+        state: Mapping[str, Tensor] | None = None,
+        *,
+        dtype: str | None = None,
+        attention: str | None = None,
+        dropout: float | None = None,
+        max_length: int | None = None,
+        name: str = "checkpoint",
+    ) -> RewardModel:
+        """The model that `describe` described, without any folder or hub.
+
+        Args:
+            description: from `describe`.
+            state: its weights (`state_dict`); without them the weights are fresh and are to be loaded.
+            dtype: of the backbone's weights; None or ``auto`` for the described one.
+            attention: as in `from_backbone`.
+            dropout: as in `from_backbone`; None for the described one.
+            max_length: None for the described one.
+            name: what the model is called in messages.
+
+        Raises:
+            UserError: the description or the weights are not whole.
+        """
+        dtype = str(description.get("dtype")) if dtype in (None, "auto") else dtype
+        weights = torch_dtype(dtype)
+        try:
+            config = config_from_dict(description["config"])
+            prepare_config(config, attention=attention, dropout=dropout)
+            backbone, _ = build_backbone(config, description["pooling"], weights, empty=state is not None)
+            head = build_head(description["head"])
+            tokenizer = unpack_tokenizer(description["tokenizer"], description["config"], name)
+            length = description["max_length"] if max_length is None else max_length
+        except (KeyError, ValueError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"{name}: the checkpoint's description of its model is damaged: {one_line(error)}"
+            ) from error
+        model = cls(backbone, head, tokenizer, length, dtype, name)
+        if state is not None:
+            try:
+                model.load_state_dict(state)
+            except RuntimeError as error:
+                raise UserError(f"{name}: the checkpoint's weights do not fit its model: {one_line(error)}") from error
+        return model
+
+    def describe(self) -> dict[str, Any]:
+        """All that `from_description` needs beside the weights, as primitives (readable with ``weights_only=True``)."""
+        if self._tokenizer_files is None:
+            self._tokenizer_files = pack_tokenizer(self.tokenizer)
+        return {
+            "format": FORMAT,
+            "config": config_to_dict(self.backbone.config),
+            "tokenizer": dict(self._tokenizer_files),
+            "pooling": self.pooling,
+            "dtype": self.dtype,
+            "max_length": self.max_length,
+            "head": self.head.describe(),
+        }
+
+    # What a model is
+
+    @property
+    def pooling(self) -> str:
+        return self.backbone.pooling
+
+    @property
+    def hidden_size(self) -> int:
+        """Size d of the embeddings."""
+        return self.head.in_features
+
+    @property
+    def parameter_count(self) -> int:
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    @property
+    def device(self) -> torch.device:
+        return self.head.weight.device
+
+    @property
+    def max_length(self) -> int | None:
+        """Tokens of a prompt with one response. Raises UserError when set to more than there are positions for."""
+        return self._max_length
+
+    @max_length.setter
+    def max_length(self, length: int | None) -> None:
+        if length is not None and length < 1:
+            raise UserError(f"max_length is {length}: it must be at least 1")
+        limit = self.backbone.position_limit
+        if limit is not None and (length is None or length > limit):
+            raise UserError(f"max_length is {length}, but {self.name} has {limit} positions: set it to {limit} or less")
+        self._max_length = length
+
+    # What a model does
+
+    def forward(self, batch: Batch) -> Scores:
+        """Rewards (R,) and embeddings (R, d) of a micro-batch, float32 whatever the backbone's precision."""
+        embeddings = self.backbone(batch.input_ids, batch.attention_mask, batch.end)
+        with torch.autocast(batch.input_ids.device.type, enabled=False):
+            return Scores({"rewards": self.head(embeddings), "embeddings": embeddings})
+
+    def score(
+        self, items: Sequence[Mapping[str, Any]], *, batch_size: int = 16, batch_tokens: int | None = None
+    ) -> list[float]:
+        """The reward of each item, in order; the same for every batch size and order.
+
+        Args:
+            items: ``{"prompt": str or messages, "response": str or messages}`` each.
+            batch_size: items in one forward.
+            batch_tokens: in its place, padded tokens in one forward; one item always fits.
+
+        Raises:
+            UserError: an item cannot be read.
+        """
+        conversations = []
+        for place, item in enumerate(items):
+            try:
+                conversations.append(conversation_of(item["prompt"], item["response"]))
+            except (KeyError, RowError) as error:
+                raise UserError(f"items[{place}] needs a prompt and a response: {one_line(error)}") from error
+        rows = self.encode(conversations)
+        return self.score_rows(rows, batch_size=batch_size, batch_tokens=batch_tokens)
+
+    def encode(self, conversations: Sequence[Sequence[Message]]) -> list[np.ndarray]:
+        """Token ids of whole conversations, (length,) int32 each, cut to `max_length`."""
+        return ConversationEncoder(self.tokenizer, self.max_length).encode_conversations(conversations)
+
+    def score_rows(
+        self, rows: Sequence[np.ndarray], *, batch_size: int = 16, batch_tokens: int | None = None
+    ) -> list[float]:
+        """The reward of each row of token ids, in order; longest rows first inside, so that memory peaks at once."""
+        if not rows:
+            return []
+        order = sorted(range(len(rows)), key=lambda place: -len(rows[place]))
+        rewards: list[Tensor] = []
+        with evaluating(self), torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
+            for places in cut_by_size([len(rows[place]) for place in order], batch_size, batch_tokens):
+                batch = unpaired_batch([rows[order[place]] for place in places], self.tokenizer.pad_token_id)
+                rewards.append(self(batch.to(self.device)).rewards)
+        result = np.empty(len(rows))
+        result[order] = torch.cat(rewards).cpu().numpy()
+        return result.tolist()
+
+
+@contextmanager
+def _seeded(seed: int | None) -> Iterator[None]:
+    """torch's global random state from `seed` for a while; nothing happens for None."""
+    if seed is None:
+        yield
+        return
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield

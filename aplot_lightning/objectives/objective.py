@@ -1,0 +1,114 @@
+"""One objective: a link of gap minus margin and target, weighted over the pairs of a whole optimizer batch."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from aplot_lightning.objectives.links import Link, Logistic
+from aplot_lightning.objectives.margins import Margin, NoMargin
+from aplot_lightning.objectives.part import Part, missing_column
+from aplot_lightning.objectives.targets import ColumnTarget, Target
+from aplot_lightning.transport import at_least_float32, without_autocast
+from aplot_lightning.types import Pairs, Scores
+
+
+@dataclass(frozen=True)
+class ObjectiveResult:
+    """What an objective gives for n pairs.
+
+    Attributes:
+        loss: scalar, with gradient.
+        gaps: (n,), chosen minus rejected reward, with gradient.
+        margins: (n,), without gradient unless the margin was asked for one.
+    """
+
+    loss: Tensor
+    gaps: Tensor
+    margins: Tensor
+
+
+class Objective(nn.Module):
+    """The training objective, put together from parts.
+
+    Formula:
+        L = Σ_i w_i ℓ(Δ_i, m_i, t_i) / Σ_i w_i, with gap Δ_i = r_i⁺ - r_i⁻
+
+    Args:
+        link: ℓ, the pairwise loss; logistic by default.
+        margin: m, what is asked of the gap beyond zero; none by default.
+        target: t, the probability that chosen is preferred; by default the data's `target`, or 1 without one.
+
+    When to use it: always; without arguments it is Bradley–Terry. w is the data's `weight` column, or 1.
+
+    Source: Bradley–Terry reward modelling (InstructGPT, 2203.02155, equation 1) with Llama 2's margin (2307.09288,
+    equation 2).
+
+    Deviations: with a soft target the margin asks for more on both sides (see `Link`).
+    """
+
+    def __init__(self, link: Link | None = None, margin: Margin | None = None, target: Target | None = None) -> None:
+        super().__init__()
+        self.link: Link = Logistic() if link is None else link
+        self.margin: Margin = NoMargin() if margin is None else margin
+        self.target: Target = ColumnTarget() if target is None else target
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        return (self.link, self.margin, self.target)
+
+    @property
+    def separable(self) -> bool:
+        """Whether each pair's loss depends on that pair alone; L is then a weighted mean over any split of it."""
+        return all(part.separable for part in self.parts)
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """The pair columns that cannot be done without, and the part that asks for each."""
+        return {column: type(part).__name__ for part in self.parts for column in part.columns}
+
+    def require(self, columns: Collection[str]) -> None:
+        """Raise UserError unless `columns`, the names that the training data has, hold everything that is needed."""
+        for column, part in self.columns.items():
+            if column not in columns:
+                raise missing_column(column, part)
+
+    def describe(self) -> str:
+        """A short name for logs and tables, such as "logistic, no margin"."""
+        return ", ".join(filter(None, (part.describe() for part in self.parts)))
+
+    def forward(self, scores: Scores, pairs: Pairs) -> ObjectiveResult:
+        """The loss of the n pairs over R scored responses, in float32 or better whatever the precision around it.
+
+        Args:
+            scores: rewards (R,), embeddings (R, d), and whatever else a part asks for.
+            pairs: n pairs over these responses with their columns (n,). With n = 0, or weights that are all 0, the
+                loss is 0 and still hangs on the scores.
+
+        Raises:
+            ValueError: rewards, weights, margins or targets of another shape, which would otherwise broadcast.
+            UserError: a column that a part needs is absent.
+        """
+        if scores.rewards.dim() != 1:
+            raise ValueError(f"rewards must have shape (R,), one for each response, got {tuple(scores.rewards.shape)}")
+        with without_autocast(scores.rewards):
+            chosen, rejected = scores.map(at_least_float32).pairs(pairs)
+            gaps = chosen.rewards - rejected.rewards
+            margins = _per_pair("margin", self.margin(chosen, rejected, pairs.columns), gaps)
+            targets = _per_pair("target", self.target(chosen, rejected, pairs.columns), gaps)
+            losses = self.link(gaps, margins, targets)
+            weights = torch.ones_like(gaps)
+            if "weight" in pairs.columns:
+                weights = _per_pair("weight", pairs.columns["weight"].to(gaps), gaps)
+            total = weights.sum()
+            loss = (weights * losses).sum() / torch.where(total > 0, total, 1)
+        return ObjectiveResult(loss, gaps, margins)
+
+
+def _per_pair(name: str, values: Tensor, gaps: Tensor) -> Tensor:
+    if values.shape != gaps.shape:
+        raise ValueError(f"{name} must have shape {tuple(gaps.shape)}, one for each pair, got {tuple(values.shape)}")
+    return values

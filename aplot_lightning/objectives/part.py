@@ -1,0 +1,42 @@
+"""What every part of an objective says of itself, so that training can plan and refuse before it starts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from aplot_lightning.errors import UserError
+
+
+class Part(nn.Module):
+    """A part of an objective: a link, a margin, a target.
+
+    Attributes:
+        separable: what the part gives for a pair depends on that pair alone. The loss is then a plain weighted mean
+            over pairs, and training needs one pass over the micro-batches.
+        columns: the pair columns that the part cannot do without.
+    """
+
+    separable: ClassVar[bool] = True
+    columns: ClassVar[tuple[str, ...]] = ()
+
+    def describe(self) -> str:
+        """A few words for logs and tables; empty where there is nothing to say."""
+        return type(self).__name__
+
+
+def missing_column(column: str, part: str) -> UserError:
+    """The error for a pair column that the data lacks and `part` (its class's name) needs."""
+    return UserError(
+        f'{part} needs the column "{column}", which the data does not have: '
+        f'add "{column}" to the rows of data.train or choose another part in place of {part}'
+    )
+
+
+def required_column(columns: Mapping[str, Tensor], column: str, part: str) -> Tensor:
+    """The column (n,) by its name; UserError where it is absent."""
+    if column not in columns:
+        raise missing_column(column, part)
+    return columns[column]

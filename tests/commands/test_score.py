@@ -1,0 +1,227 @@
+from __future__ import annotations
+
+import gzip
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedTokenizerFast
+
+from aplot_lightning.commands import score
+from aplot_lightning.commands.score import main
+from aplot_lightning.errors import UserError
+from aplot_lightning.model.reward_model import RewardModel
+
+WORDS = ["the", "cat", "dog", "sat", "who", "what", "is", "yes", "no", "?", "é", "猫"]
+TEMPLATE = (
+    "{% for m in messages %}{% if m['role'] == 'tool' %}{{ raise_exception('no tools') }}{% endif %}"
+    "<{{ m['role'] }}> {{ m['content'] }} <eos>{% endfor %}"
+)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> str:
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("model")
+    vocabulary = {word: i for i, word in enumerate(["<eos>", "<unk>", "<user>", "<assistant>", *WORDS])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<eos>", unk_token="<unk>", chat_template=TEMPLATE
+    )
+    fast.save_pretrained(folder)
+    torch.manual_seed(1)
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = AutoConfig.for_model("llama", vocab_size=20, num_labels=1, initializer_range=0.3, **sizes)
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(folder)
+    return str(folder)
+
+
+PAIR = {"prompt": "who is ?", "chosen": "the cat", "rejected": "no", "id": "7", "note": {"é": ["猫", 1.5]}}
+GOOD = [
+    PAIR,
+    {"prompt": "what ?", "responses": ["yes", "no dog", "the cat sat"]},
+    {"prompt": "what ?", "response": "yes"},
+    {"prompt": [{"role": "user", "content": "who ?"}], "chosen": "yes", "rejected": "yes"},
+]
+BAD = {
+    2: "not json",
+    4: json.dumps({"prompt": "who ?", "chosen": "the cat"}),
+    6: json.dumps({"prompt": "who ?", "responses": "yes"}),
+    7: json.dumps([1, 2]),
+    8: json.dumps({"prompt": [{"role": "tool", "content": "x"}], "response": "no"}),
+}
+
+
+def write(path: Path, lines) -> Path:
+    text = "".join(f"{line if isinstance(line, str) else json.dumps(line, ensure_ascii=False)}\n" for line in lines)
+    with gzip.open(path, "wt", encoding="utf-8") if path.suffix == ".gz" else path.open("w", encoding="utf-8") as file:
+        file.write(text)
+    return path
+
+
+def read(path: Path) -> list[dict]:
+    content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    return [json.loads(line) for line in content.decode().splitlines()]
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz"])
+def test_every_row_in_order_with_its_rewards(model, tmp_path, capsys, suffix):
+    source, target = write(tmp_path / f"in{suffix}", GOOD), tmp_path / f"out{suffix}"
+    main(model, str(source), str(target))
+    rows = read(target)
+    added = ["chosen_reward", "rejected_reward", "rewards", "reward"]
+    assert [{name: value for name, value in row.items() if name not in added} for row in rows] == GOOD
+    loaded = RewardModel.from_pretrained(model)
+
+    def reward(prompt, response):
+        return pytest.approx(loaded.score([{"prompt": prompt, "response": response}])[0], abs=1e-6)
+
+    assert rows[0]["chosen_reward"] == reward("who is ?", "the cat")
+    assert rows[0]["rejected_reward"] == reward("who is ?", "no")
+    assert rows[1]["rewards"] == [reward("what ?", response) for response in GOOD[1]["responses"]]
+    assert rows[2]["reward"] == reward("what ?", "yes")
+    assert rows[3]["chosen_reward"] == rows[3]["rejected_reward"] == reward("who ?", "yes")
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    assert captured.out == f"scored 4 rows: {target}\n"
+
+
+def test_text_is_written_as_it_was_read(model, tmp_path):
+    source = write(tmp_path / "in.jsonl", [PAIR])
+    main(model, str(source), str(tmp_path / "out.jsonl"))
+    line = (tmp_path / "out.jsonl").read_text(encoding="utf-8")
+    assert line.startswith(source.read_text(encoding="utf-8").rstrip("}\n"))
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 512])
+def test_unusable_rows_keep_their_place(model, tmp_path, capsys, monkeypatch, chunk):
+    monkeypatch.setattr(score, "CHUNK", chunk)
+    good = iter(GOOD)
+    lines = [BAD[number] if number in BAD else next(good) for number in range(1, 10)]
+    main(model, str(write(tmp_path / "in.jsonl", lines)), str(tmp_path / "out.jsonl"), batch_tokens=20)
+    rows = read(tmp_path / "out.jsonl")
+    assert len(rows) == len(lines)
+    usable = [place for place, row in enumerate(rows, 1) if None not in row.values()]
+    assert usable == [1, 3, 5, 9]
+    assert rows[1] == {"chosen_reward": None, "rejected_reward": None}
+    assert rows[3] == {"prompt": "who ?", "chosen": "the cat", "chosen_reward": None, "rejected_reward": None}
+    assert rows[5] == {"prompt": "who ?", "responses": "yes", "rewards": None}
+    assert rows[7]["reward"] is None
+    warnings = capsys.readouterr().err.splitlines()
+    assert [f"in.jsonl:{number}:" in line for number, line in zip(BAD, warnings, strict=False)] == [True] * len(BAD)
+    assert warnings[-1] == "warning: 5 of 9 rows have null rewards"
+
+
+def test_half_a_character_does_not_stop_the_rest(model, tmp_path):
+    lines = [
+        GOOD[2],
+        '{"prompt": "who ?", "response": "\\ud83d"}',
+        '{"prompt": "who ?", "response": "no", "x": "\\ud83d"}',
+    ]
+    main(model, str(write(tmp_path / "in.jsonl", lines)), str(tmp_path / "out.jsonl"))
+    rows = read(tmp_path / "out.jsonl")
+    assert [row["reward"] is None for row in rows][::2] == [False, False]
+    assert rows[2]["x"] == "\ud83d"
+
+
+def test_rewards_do_not_depend_on_chunks_or_batches(model, tmp_path, monkeypatch):
+    lines = [{"prompt": "who ?", "response": " ".join(WORDS[i % 12] for i in range(1 + 7 * n % 23))} for n in range(40)]
+    source = write(tmp_path / "in.jsonl", lines)
+    rewards = []
+    for number, (chunk, options) in enumerate(
+        [(512, {"batch_size": 40}), (7, {"batch_size": 1}), (9, {"batch_size": 4})]
+    ):
+        monkeypatch.setattr(score, "CHUNK", chunk)
+        main(model, str(source), str(tmp_path / f"{number}.jsonl"), **options)
+        rewards.append([row["reward"] for row in read(tmp_path / f"{number}.jsonl")])
+    assert rewards[1] == pytest.approx(rewards[0], abs=1e-5)
+    assert rewards[2] == pytest.approx(rewards[0], abs=1e-5)
+
+
+def test_a_model_without_head_is_said_in_one_line(model, tmp_path, capsys):
+    folder = tmp_path / "headless"
+    AutoModelForSequenceClassification.from_pretrained(model).model.save_pretrained(folder)
+    for file in Path(model).glob("*token*"):
+        shutil.copy(file, folder)
+    shutil.copy(Path(model) / "chat_template.jinja", folder)
+    capsys.readouterr()
+    main(str(folder), str(write(tmp_path / "in.jsonl", GOOD)), str(tmp_path / "out.jsonl"))
+    (warning,) = capsys.readouterr().err.splitlines()
+    assert warning.startswith(f"warning: {str(folder)!r} has no reward head: ")
+
+
+def test_an_existing_output_is_left_alone_unless_told(model, tmp_path):
+    source, target = write(tmp_path / "in.jsonl", GOOD), tmp_path / "out.jsonl"
+    target.write_text("mine")
+    with pytest.raises(UserError, match=r"--output: .*out\.jsonl exists already: .* --overwrite true"):
+        main(model, str(source), str(target))
+    assert target.read_text() == "mine"
+    main(model, str(source), str(target), overwrite=True)
+    assert len(read(target)) == len(GOOD)
+
+
+def test_a_failure_leaves_nothing_behind(model, tmp_path, monkeypatch):
+    source, target = write(tmp_path / "in.jsonl", GOOD), tmp_path / "out.jsonl"
+    target.write_text("mine")
+
+    def fail(*_, **__):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(RewardModel, "score_rows", fail)
+    with pytest.raises(RuntimeError):
+        main(model, str(source), str(target), overwrite=True)
+    assert target.read_text() == "mine"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl"]
+
+
+def test_a_file_without_one_usable_row_is_a_mistake(model, tmp_path):
+    source = write(tmp_path / "in.jsonl", ["{}", '{"prompt": "who ?"}'])
+    with pytest.raises(UserError, match=r"--input: .*in\.jsonl holds no row that can be scored"):
+        main(model, str(source), str(tmp_path / "out.jsonl"))
+    assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"input": "missing.jsonl"}, r"missing\.jsonl"),
+        ({"input": "empty.jsonl"}, r"empty\.jsonl"),
+        ({"model": "/no/such/model"}, r"--model: '/no/such/model' does not exist"),
+        ({"output": "no/folder/out.jsonl"}, r"--output: .* name a file"),
+        ({"output": "."}, r"--output: .* name a file"),
+        ({"output": "out.parquet"}, r"--output: .* name a \.jsonl"),
+        ({"batch_size": 0}, r"--batch_size is 0: it must be at least 1"),
+        ({"max_length": -3}, r"--max_length is -3: it must be at least 1"),
+        ({"dtype": "int7"}, r"dtype 'int7' is unknown: choose one of"),
+    ],
+)
+def test_mistakes(model, tmp_path, monkeypatch, change, message):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "in.jsonl", GOOD)
+    write(tmp_path / "empty.jsonl", [])
+    with pytest.raises(UserError, match=message) as caught:
+        main(**{"model": model, "input": "in.jsonl", "output": "out.jsonl", **change})
+    assert "\n" not in str(caught.value)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty.jsonl", "in.jsonl"]
+
+
+def test_help_and_mistakes_do_not_wait_for_torch():
+    code = """if True:
+        import sys
+        from jsonargparse import ArgumentParser
+        from aplot_lightning.commands.score import main
+        ArgumentParser().add_function_arguments(main)
+        try: main("some/model", "missing.jsonl", "out.jsonl")
+        except Exception as error: print(type(error).__name__, "torch" in sys.modules, "transformers" in sys.modules)
+    """
+    started = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["UserError", "False", "False"], done.stderr
+    assert time.perf_counter() - started < 5  # far less than that; torch and transformers alone take longer

@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+import aplot_lightning.model as model_room
+from aplot_lightning.data.comparisons import Comparison
+from aplot_lightning.data.encoding import ConversationEncoder, common_prefix
+from aplot_lightning.data.report import SourceLedger
+from aplot_lightning.errors import UserError
+
+WORLD = f"{model_room.__path__[0]}/assets/world-decoder"
+
+
+@pytest.fixture(scope="module")
+def chat() -> PreTrainedTokenizerFast:
+    return AutoTokenizer.from_pretrained(WORLD)
+
+
+@pytest.fixture(scope="module")
+def plain() -> PreTrainedTokenizerFast:
+    """No chat template, no special tokens added by itself: a GPT-2-like tokenizer over bytes."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate([*alphabet, "<eos>"])}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", pad_token="<eos>")
+
+
+def comparison(prompt: str | tuple, *responses: str, **fields: object) -> Comparison:
+    values = {
+        "prompt": ({"role": "user", "content": prompt},) if isinstance(prompt, str) else prompt,
+        "responses": tuple(({"role": "assistant", "content": text},) for text in responses),
+        "pairs": ((0, 1),),
+        "margin": None,
+        "target": None,
+        "scores": None,
+        "source": "s",
+        "subset": "",
+        "id": "1",
+        "where": "f:1",
+    }
+    return Comparison(**{**values, **fields})
+
+
+def test_rows_are_what_the_template_and_tokenizer_write(chat: PreTrainedTokenizerFast) -> None:
+    encoded = ConversationEncoder(chat).encode([comparison("What is 2 + 3 ?", "it is 5 .", "no idea")])
+    expected = [
+        chat.apply_chat_template(
+            [{"role": "user", "content": "What is 2 + 3 ?"}, {"role": "assistant", "content": text}],
+            tokenize=True,
+            return_dict=False,
+        )
+        for text in ("it is 5 .", "no idea")
+    ]
+    assert [row.tolist() for row in encoded.rows(0)] == expected
+    assert encoded.lengths.tolist() == [max(map(len, expected))]
+
+
+def test_without_a_template_the_end_of_text_token_is_scored(plain: PreTrainedTokenizerFast) -> None:
+    row = ConversationEncoder(plain).encode([comparison("hi", "yes", "no")]).rows(0)[0]
+    assert plain.decode(row) == "Human: hi\n\nAssistant: yes<eos>"
+
+
+words = st.text(st.characters(codec="utf-8", exclude_categories=["Cs", "Cc"]), min_size=1, max_size=30).filter(
+    str.strip
+)
+conversations = st.lists(words, min_size=1, max_size=6)
+
+
+@settings(max_examples=60, deadline=None)
+@given(turns=conversations, chosen=words, rejected=words, limit=st.integers(24, 80))
+@pytest.mark.parametrize("name", ["chat", "plain"])
+def test_truncation_keeps_the_answer_and_the_template_tail(
+    name: str, turns: list[str], chosen: str, rejected: str, limit: int, request: pytest.FixtureRequest
+) -> None:
+    """The kept tokens are a conversation that the template would write; they end as the whole one ends."""
+    tokenizer = request.getfixturevalue(name)
+    prompt = tuple({"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(turns))
+    assume(chosen.split() != rejected.split())
+    whole = ConversationEncoder(tokenizer).encode([comparison(prompt, chosen, rejected)])
+    encoded = ConversationEncoder(tokenizer, limit).encode([comparison(prompt, chosen, rejected)])
+    answers = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in (chosen, rejected)]
+    room = 16 if name == "chat" else 25  # what the template needs around an empty prompt and an answer
+    for place, row in enumerate(encoded.rows(0) if len(encoded) else []):
+        assert len(row) <= limit
+        full = whole.rows(0)[place]
+        if len(full) <= limit and len(whole.rows(0)[1 - place]) <= limit:
+            assert row.tolist() == full.tolist()
+        assert row[-1] == full[-1]
+        if len(answers[place]) + room <= limit:
+            kept = len(answers[place]) + 1
+            assert row[-kept:].tolist() == full[-kept:].tolist()
+
+
+@settings(max_examples=60, deadline=None)
+@given(prompt=words, chosen=words, rejected=words)
+def test_segments_rebuild_the_rows_and_a_swap_mirrors_them(
+    chat: PreTrainedTokenizerFast, prompt: str, chosen: str, rejected: str
+) -> None:
+    encoder = ConversationEncoder(chat, 64)
+    encoded = encoder.encode([comparison(prompt, chosen, rejected)])
+    mirrored = encoder.encode([comparison(prompt, rejected, chosen)])
+    assert len(encoded) == len(mirrored)
+    if len(encoded):
+        assert [row.tolist() for row in encoded.rows(0)] == [row.tolist() for row in mirrored.rows(0)][::-1]
+        assert all(np.diff(encoded.segments)[1:] >= 1)
+
+
+def test_common_prefix_leaves_a_token_to_every_row() -> None:
+    assert common_prefix([np.array([1, 2, 3]), np.array([1, 2, 4, 5])]) == 2
+    assert common_prefix([np.array([1, 2]), np.array([1, 2, 3])]) == 1
+    assert common_prefix([np.array([4]), np.array([1, 2])]) == 0
+
+
+def test_what_cannot_be_used_is_counted(chat: PreTrainedTokenizerFast) -> None:
+    ledger = SourceLedger("s")
+    long = "a " * 200
+    rows = [comparison("q", long + "x", long + "y", where="f:1"), comparison("q", "yes", "no", where="f:2")]
+    encoded = ConversationEncoder(chat, 40).encode(rows, ledger)
+    assert encoded.kept.tolist() == [1]
+    assert ledger.refused["identical_after_truncation"] == 1
+    assert len(ConversationEncoder(chat, 3).encode(rows, ledger)) == 0
+    assert ledger.refused["too_long"] == 2
+
+
+def test_a_template_that_refuses_says_where(chat: PreTrainedTokenizerFast) -> None:
+    strict = AutoTokenizer.from_pretrained(WORLD)
+    strict.chat_template = "{{ raise_exception('only user and assistant') }}"
+    with pytest.raises(UserError, match=r"f:1: the chat template refuses .* user, assistant: only user and assistant"):
+        ConversationEncoder(strict).encode([comparison("q", "yes", "no")])
+
+
+def test_columns_hold_what_the_data_says(chat: PreTrainedTokenizerFast) -> None:
+    encoded = ConversationEncoder(chat).encode(
+        [
+            comparison("q", "yes", "no", margin=0.5, scores=(3.0, 1.0)),
+            comparison("q", "a", "b", "c", pairs=((0, 1), (0, 2), (1, 2)), scores=(3.0, 2.0, 1.0), target=0.8),
+        ]
+    )
+    np.testing.assert_allclose(encoded.columns["weight"], [1, 1 / 3, 1 / 3, 1 / 3])
+    np.testing.assert_allclose(encoded.columns["margin"], [0.5, np.nan, np.nan, np.nan])
+    np.testing.assert_allclose(encoded.columns["target"], [1, 0.8, 0.8, 0.8])
+    np.testing.assert_allclose(encoded.columns["chosen_score"], [3, 3, 3, 2])
+    np.testing.assert_allclose(encoded.columns["rejected_score"], [1, 2, 1, 1])
+    plain = ConversationEncoder(chat).encode([comparison("q", "yes", "no")])
+    assert set(plain.columns) == {"weight"}

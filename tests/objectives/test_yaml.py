@@ -1,0 +1,92 @@
+"""Every file of conf/objective/ makes the objective that its name says, alone and after any other one."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+
+import pytest
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser
+
+from aplot_lightning import objectives
+from aplot_lightning.objectives import Objective
+
+FOLDER = Path(__file__).parents[2] / "conf" / "objective"
+FILES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
+MADE = {
+    "aplot": Objective(margin=objectives.TransportMargin()),
+    "aplot_instance": Objective(margin=objectives.InstanceMargin()),
+    "bt": Objective(),
+    "constant": Objective(margin=objectives.ConstantMargin(0.27)),
+    "label_smoothing": Objective(target=objectives.LabelSmoothing()),
+    "margin": Objective(margin=objectives.ColumnMargin()),
+}
+
+
+def build(*arguments: str) -> Objective:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--config", action="config")
+    parser.add_argument("--model.objective", type=Objective)
+    return parser.instantiate(parser.parse_args(list(arguments))).model.objective
+
+
+def config(name: str) -> str:
+    return f"--config={FOLDER / name}.yaml"
+
+
+def test_every_file_is_known_here():
+    assert sorted(MADE) == FILES
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_file_makes_the_objective_of_its_name(name):
+    made, expected = build(config(name)), MADE[name]
+    assert [type(part) for part in made.parts] == [type(part) for part in expected.parts]
+    for part, other in zip(made.parts, expected.parts, strict=True):
+        options = [option for option in inspect.signature(type(part)).parameters if option not in ("args", "kwargs")]
+        assert {option: getattr(part, option) for option in options} == {
+            option: getattr(other, option) for option in options
+        }
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("earlier", FILES)
+def test_a_later_file_replaces_an_earlier_one(name, earlier):
+    assert build(config(earlier), config(name)).describe() == MADE[name].describe()
+
+
+def test_a_later_file_undoes_changed_options():
+    changed = ("--model.objective.margin.epsilon=0.5", "--model.objective.margin.detach=false")
+    assert build(config("aplot"), *changed).margin.epsilon == 0.5
+    again = build(config("aplot"), *changed, config("aplot")).margin
+    assert (again.epsilon, again.detach) == (0.1, True)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_file_spells_every_key_and_opens_with_its_command(name):
+    text = (FOLDER / f"{name}.yaml").read_text()
+    command = f"python -m aplot_lightning fit --config conf/quickstart.yaml --config conf/objective/{name}.yaml"
+    assert text.startswith("# ")
+    assert f"# Command: {command}\n" in text
+    assert "# When to use it: " in text
+    assert "# Source: " in text
+    parts = yaml.safe_load(text)["model"]["objective"]["init_args"]
+    assert sorted(parts) == ["link", "margin", "target"]
+    for part in parts.values():
+        signature = inspect.signature(getattr(objectives, part["class_path"].rpartition(".")[2]))
+        options = [option for option in signature.parameters if option not in ("args", "kwargs")]
+        assert sorted(part.get("init_args", {})) == sorted(options)
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ("epsilon=-1", "epsilon must be a finite number above 0, got -1.0"),
+        ("reading=row", "conditional.*mass.*diagonal.*total"),
+        ("epsilom=1", "epsilom"),
+    ],
+)
+def test_mistaken_options_are_argument_errors_that_name_the_option(key, message):
+    with pytest.raises((ArgumentError, ValueError, TypeError), match=message):
+        build(config("aplot"), f"--model.objective.margin.init_args.{key}")
