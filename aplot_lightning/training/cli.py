@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import sys
+import warnings
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -56,6 +58,8 @@ class AplotCLI(LightningCLI):
         self.run_dir = self._find_run_dir(config)
         if config.get("ckpt_path"):
             config.ckpt_path = str(find_checkpoint(config.ckpt_path, self.run_dir))
+        if config.get("weights_only", True) is None:
+            config.weights_only = True  # a checkpoint never runs code unless that is asked for
         self._check(config)
 
     def _find_run_dir(self, config: Any) -> Path:
@@ -148,7 +152,7 @@ class AplotCLI(LightningCLI):
             if self.trainer.is_global_zero:
                 record.write_figures(self.trainer, {})
         else:
-            self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=str(best), verbose=False)
+            self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=str(best), verbose=False, weights_only=True)
         self._print_table()
 
     def after_test(self) -> None:
@@ -169,6 +173,10 @@ def run(arguments: list[str]) -> int:
         "use_distributed_sampler": False,
         "enable_progress_bar": sys.stderr.isatty(),
     }
+    warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated", category=FutureWarning)  # Lightning's own
+    warnings.filterwarnings("ignore", message=".*does not have many workers")  # batches are ready-made
+    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")  # checked before
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "litlogger" not in record.msg)
     lenient = {name: {"exit_on_error": False} for name in LightningCLI.subcommands()}
     try:
         AplotCLI(

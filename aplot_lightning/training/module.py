@@ -192,7 +192,8 @@ class RewardModelingModule(L.LightningModule):
         self._log_sets()
 
     def on_test_epoch_end(self) -> None:
-        self._log_sets()
+        # not to TensorBoard: the best checkpoint's figures would end as a last point of the learning curves
+        self._log_sets(logger=False)
 
     def _start_predictions(self, loaders: Any) -> None:
         names = [loader.dataset.name for loader in loaders] if isinstance(loaders, list) else [loaders.dataset.name]
@@ -205,7 +206,7 @@ class RewardModelingModule(L.LightningModule):
             chosen_reward=chosen.rewards, rejected_reward=rejected.rewards, **batch.pairs.columns
         )
 
-    def _log_sets(self) -> None:
+    def _log_sets(self, logger: bool = True) -> None:
         """Logs every metric of every set under `set/metric`, and their unweighted means over the OOD test sets."""
         values: dict[str, float] = {}
         for name, predictions in self._predictions.items():
@@ -215,7 +216,7 @@ class RewardModelingModule(L.LightningModule):
         ood = [value for tag, value in values.items() if tag.startswith("ood/") and tag.endswith("/accuracy")]
         if ood:
             values["ood_mean/accuracy"] = sum(ood) / len(ood)
-        self.log_dict(values, rank_zero_only=True)
+        self.log_dict(values, logger=logger, rank_zero_only=True)
 
     def predictions(self) -> Mapping[str, Mapping[str, Tensor]]:
         """Per-pair predictions of the last evaluation, by set: a table of 1-D tensors in the set's order."""

@@ -46,7 +46,7 @@ class RunRecord(L.Callback):
         (self.run_dir / "config.yaml").write_text(self.config_text, encoding="utf-8")
         data = trainer.datamodule  # type: ignore[attr-defined]
         _write_json(self.run_dir / "data_report.json", data.report.as_dict())
-        _write_json(self.run_dir / "run.json", _circumstances(trainer, data.fingerprints))
+        _write_json(self.run_dir / "run.json", _circumstances(trainer, module))
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_custom_scalars(_charts(data.evaluation_sets))
@@ -116,10 +116,10 @@ def _charts(sets: Mapping[str, Any]) -> dict[str, dict[str, list[Any]]]:
     return {"ID beside OOD": page}
 
 
-def _circumstances(trainer: L.Trainer, fingerprints: Mapping[str, Any]) -> dict[str, Any]:
+def _circumstances(trainer: L.Trainer, module: Any) -> dict[str, Any]:
     device = trainer.strategy.root_device
     return {
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "command": _command(),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "git_commit": _git_commit(),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
@@ -130,8 +130,17 @@ def _circumstances(trainer: L.Trainer, fingerprints: Mapping[str, Any]) -> dict[
             "threads": torch.get_num_threads(),
             "ranks": trainer.world_size,
         },
-        "data": dict(fingerprints),
+        "objective": module.objective.describe(),
+        "parameters": sum(parameter.numel() for parameter in module.parameters()),
+        "data": trainer.datamodule.fingerprints,  # type: ignore[attr-defined]
     }
+
+
+def _command() -> list[str]:
+    """The command as a user would type it again."""
+    program = Path(sys.argv[0])
+    start = ["python", "-m", "aplot_lightning"] if program.name == "__main__.py" else [program.name]
+    return [*start, *sys.argv[1:]]
 
 
 def _git_commit() -> str | None:

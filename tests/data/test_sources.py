@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import random
+import socket
 from collections import Counter
 from pathlib import Path
 
@@ -272,11 +273,19 @@ def test_hub_names(tmp_path, monkeypatch):
 
 def test_hub_rows_and_mistakes(monkeypatch):
     import datasets
+    from huggingface_hub import constants
 
-    asked = []
+    def connect(address, timeout):
+        raise OSError(-2, "Name or service not known")
+
+    monkeypatch.setattr(socket, "create_connection", connect)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("aplot_lightning.data.sources.hub.getproxies", dict)
+    asked, offline = [], []
 
     def load(name, config, split):
         asked.append((name, config, split))
+        offline.append(constants.HF_HUB_OFFLINE)
         if name == "no/such":
             raise ConnectionError("Couldn't reach\nthe hub")
         return datasets.Dataset.from_list(GOOD)
@@ -288,6 +297,8 @@ def test_hub_rows_and_mistakes(monkeypatch):
     message = mistake("no/such")
     for part in ("'no/such'", "Couldn't reach the hub", "network", "JSONL"):
         assert part in message
+    assert offline == [True, True]  # else the client tries again and again, half a minute and ten lines long
+    assert constants.HF_HUB_OFFLINE is False
 
 
 # Properties
@@ -404,3 +415,22 @@ def test_real_pairs(name, rows, longer_wins):
     account = ledger.as_dict()
     assert account["pairs"] == rows
     assert round(account["longer_wins"], 2) == longer_wins
+
+
+def test_real_pairs_as_raw_transcripts():
+    """The dialogues of HH-RLHF, written back as they are published, give the same comparisons."""
+    path = REAL / "hh-helpful.jsonl.gz"
+    if not path.exists():
+        pytest.skip(f"{path} is not here: it is only beside the development checkout")
+    speaker = {"user": "Human", "assistant": "Assistant"}
+    expected, rows = [], []
+    for comparison in read(str(path))[0]:
+        whole = [comparison.prompt + response for response in comparison.responses]
+        if any(message["content"] != message["content"].strip() for messages in whole for message in messages):
+            continue
+        texts = ["".join(f"\n\n{speaker[m['role']]}: {m['content']}" for m in messages) for messages in whole]
+        rows.append({"chosen": texts[0], "rejected": texts[1]})
+        expected.append((comparison.prompt, comparison.responses))
+    assert len(rows) > 5000
+    comparisons, _ = read(Rows(rows))
+    assert [(c.prompt, c.responses) for c in comparisons] == expected

@@ -16,6 +16,7 @@ from aplot_lightning.data.world.language import (
     STYLES,
     TOPICS,
     TRAIN_TOPICS,
+    Fault,
     Reply,
     Scene,
     Style,
@@ -29,7 +30,7 @@ from aplot_lightning.errors import UserError
 
 Shift = Literal["none", "new_topics", "new_style", "reversed_cue", "hard_pairs"]
 SHIFTS: tuple[Shift, ...] = ("none", "new_topics", "new_style", "reversed_cue", "hard_pairs")
-FAULT_SHARE = {"facts": 0.45, "arithmetic": 0.3}
+FAULT_SHARE: dict[Fault, float] = {"facts": 0.45, "arithmetic": 0.3}  # of the replies in ordinary pairs
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +76,8 @@ class PreferenceWorld(Source):
             ``new_style`` other sentences for prompts and answers; ``reversed_cue`` the cue on the worse response as
             often as training has it on the better; ``hard_pairs`` only pairs that differ in one word.
         pairs: rows of the set, each with a prompt of its own; a smaller set is the beginning of a larger one.
-        seed: every (seed, shift) draws from a stream of its own. Two sets of 4,000 on the same topics share a prompt
-            with about 0.3 rows in expectation.
+        seed: every (seed, shift) draws from a stream of its own. Two sets of 4,000 on the same topics share 0.4
+            prompts in expectation.
         hard_share: share of pairs that are equal but for one word (a name, a place or a number). None: 0.15, or 1.
         cue_share: share of the other pairs in which one response, never both, begins with the stock phrase.
         cue_strength: where there is a cue it is on the truly better response with probability (1 + cue_strength) / 2;
