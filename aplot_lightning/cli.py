@@ -21,6 +21,7 @@ COMMANDS = {
     "report": "write a run's report, or show several runs side by side",
     "score": "a reward for every response of a file",
 }
+POSITIONAL = {"report"}  # commands whose required arguments are given by place
 USER_MISTAKE, FAILURE, TERMINATED = 2, 1, 143
 
 
@@ -62,13 +63,13 @@ def _run_light(command: str, arguments: list[str]) -> None:
     function = import_module(f"aplot_lightning.commands.{command}").main
     parser = ArgumentParser(prog=f"aplot {command}", description=COMMANDS[command], exit_on_error=False)
     parser.add_argument("--config", action="config", help="a YAML file with options")
-    parser.add_function_arguments(function, as_positional=True)
+    parser.add_function_arguments(function, as_positional=command in POSITIONAL)
     try:
         values = parser.parse_args(arguments)
     except ArgumentError as error:
         raise UserError(f"aplot {command}: {one_line(str(error))}") from error
     values.pop("config", None)
-    function(**parser.instantiate_classes(values).as_dict())
+    function(**values.as_dict())
 
 
 def one_line(message: str) -> str:

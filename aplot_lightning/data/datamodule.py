@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from typing import Any, Literal
 
 import lightning as L
@@ -110,12 +110,11 @@ class PreferenceDataModule(L.LightningDataModule):
         held_out = {key: self._read(key, source) for key, source in sources.items() if key != "data.train"}
         tested = {prompt_key(c) for comparisons, _ in held_out.values() for c in comparisons if c.prompt}
         training, ledger = self._read("data.train", sources["data.train"])
-        training = _without_leaks(training, tested, ledger)
         parts = self._split(training)
-        self.training_pairs = _encode(parts["train"], encoder, ledger)
+        self.training_pairs = _encode(parts["train"], encoder, ledger, tested)
         for name in ("validation", "id"):
             if parts[name]:
-                self._add_set(name, parts[name], encoder, ledger)
+                self._add_set(name, parts[name], encoder, ledger, tested)
                 self._account_for(name, ledger.name)
         for key, (comparisons, its_ledger) in held_out.items():
             self._add_set(_stem(key), comparisons, encoder, its_ledger)
@@ -163,9 +162,14 @@ class PreferenceDataModule(L.LightningDataModule):
         return parts
 
     def _add_set(
-        self, name: str, comparisons: list[Comparison], encoder: ConversationEncoder, ledger: SourceLedger
+        self,
+        name: str,
+        comparisons: list[Comparison],
+        encoder: ConversationEncoder,
+        ledger: SourceLedger,
+        leaks: Set[bytes] = frozenset(),
     ) -> None:
-        encoded = _encode(comparisons, encoder, ledger)
+        encoded = _encode(comparisons, encoder, ledger, leaks)
         if len(encoded):
             self.evaluation_sets[name] = EvaluationSet(name, comparisons, encoded)
 
@@ -215,21 +219,12 @@ class PreferenceDataModule(L.LightningDataModule):
         return self.tokenizer.pad_token_id
 
 
-def _encode(comparisons: list[Comparison], encoder: ConversationEncoder, ledger: SourceLedger) -> EncodedComparisons:
-    encoded = encoder.encode(comparisons, ledger)
+def _encode(
+    comparisons: list[Comparison], encoder: ConversationEncoder, ledger: SourceLedger, leaks: Set[bytes]
+) -> EncodedComparisons:
+    encoded = encoder.encode(comparisons, ledger, leaks)
     ledger.use([comparisons[place] for place in encoded.kept], encoded.lengths)
     return encoded
-
-
-def _without_leaks(comparisons: Sequence[Comparison], tested: set[bytes], ledger: SourceLedger) -> list[Comparison]:
-    """Training comparisons whose prompt is in no evaluation set; the others are counted."""
-    kept = []
-    for comparison in comparisons:
-        if comparison.prompt and prompt_key(comparison) in tested:
-            ledger.refuse("leak", comparison.where, "its prompt is also in an evaluation set")
-        else:
-            kept.append(comparison)
-    return kept
 
 
 def _hash_share(text: str) -> float:

@@ -6,12 +6,13 @@ the template would write and its last token, the one that is scored, is always t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from aplot_lightning.data.comparisons import prompt_key
 from aplot_lightning.errors import UserError
 
 if TYPE_CHECKING:
@@ -115,14 +116,22 @@ class ConversationEncoder:
                 rows[place] = shortened[0]
         return rows
 
-    def encode(self, comparisons: Sequence[Comparison], ledger: SourceLedger | None = None) -> EncodedComparisons:
-        """Encodes comparisons; those that cannot be used are refused in `ledger` with the reason and left out."""
+    def encode(
+        self, comparisons: Sequence[Comparison], ledger: SourceLedger | None = None, leaks: Set[bytes] = frozenset()
+    ) -> EncodedComparisons:
+        """Encodes comparisons; those that cannot be used are refused in `ledger` with the reason and left out.
+
+        Args:
+            comparisons: C of them.
+            ledger: the account of their source.
+            leaks: prompt keys of the evaluation sets, which these comparisons may not share.
+        """
         builder = _Builder()
         for start in range(0, len(comparisons), CHUNK):
             chunk = comparisons[start : start + CHUNK]
             for offset, rows in enumerate(self._encode_chunk(chunk)):
                 comparison = chunk[offset]
-                refusal = self._refusal(comparison, rows)
+                refusal = self._refusal(comparison, rows, leaks)
                 if refusal is None:
                     assert rows is not None
                     builder.add(start + offset, comparison, rows)
@@ -145,11 +154,15 @@ class ConversationEncoder:
             else:
                 yield rows
 
-    def _refusal(self, comparison: Comparison, rows: list[np.ndarray] | None) -> tuple[str, str] | None:
+    def _refusal(
+        self, comparison: Comparison, rows: list[np.ndarray] | None, leaks: Set[bytes]
+    ) -> tuple[str, str] | None:
         if rows is None:
             return "too_long", f"not even an empty response fits into max_length {self.max_length}"
         if any(np.array_equal(rows[winner], rows[loser]) for winner, loser in comparison.pairs):
             return "identical_after_truncation", "chosen and rejected are the same tokens"
+        if comparison.prompt and leaks and prompt_key(comparison) in leaks:
+            return "leak", "its prompt is also in an evaluation set"
         return None
 
     def _tokenise(self, texts: list[str]) -> list[np.ndarray]:

@@ -12,6 +12,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.fabric.plugins import CheckpointIO
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 from torchmetrics.functional import spearman_corrcoef
@@ -93,7 +94,7 @@ class Throughput(L.Callback):
             counts["tokens"] += trainer.world_size * sum(part.attention_mask.sum() for part in batch)
             counts["cells"] += trainer.world_size * sum(part.input_ids.numel() for part in batch)
         self._since, self.saving.seconds = now, 0.0
-        if counts["seconds"] and trainer.global_step % trainer.log_every_n_steps == 0:
+        if counts["seconds"] and _logs(trainer):
             rates = {
                 "throughput/pairs_per_second": counts["timed_pairs"] / counts["seconds"],
                 "throughput/padding_fraction": 1 - counts["tokens"] / counts["cells"],
@@ -156,7 +157,7 @@ class MarginDiagnostics(L.Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, module: Any, *arguments: Any) -> None:
         step = module.last_step
-        if trainer.global_step % trainer.log_every_n_steps or not step.result.margins.any():
+        if not _logs(trainer) or not step.result.margins.any():
             return
         margins = step.result.margins.float()
         cost, similarity = _own_cost(step, module.objective.margin)
@@ -180,9 +181,9 @@ class MarginDiagnostics(L.Callback):
         if not trainer.is_global_zero or step is None or not self.rows or trainer.state.fn != "fit":
             return
         for logger in trainer.loggers:
-            add_image = getattr(logger.experiment, "add_image", None)
-            if add_image is None:
+            if not isinstance(logger, TensorBoardLogger):
                 continue
+            add_image = logger.experiment.add_image
             add_image("margin/margins", _picture(step.result.margins[None]), trainer.global_step)
             if isinstance(module.objective.margin, TransportMargin):
                 plan = module.objective.margin.solve(*step.scores.pairs(step.pairs))[1]
@@ -198,8 +199,13 @@ class MarginDiagnostics(L.Callback):
         pq.write_table(pa.concat_tables([pa.table(row) for row in self.rows]), self.path)
 
 
+def _logs(trainer: L.Trainer) -> bool:
+    """Whether this step's values go to the logger."""
+    return trainer.global_step % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
+
+
 def _own_cost(step: StepResult, margin: Any) -> tuple[Tensor, Tensor]:
-    """Each pair's own cell of the cost matrix, and its cosine, (n,) each; the default cost where the margin has none."""
+    """Each pair's own cell of the cost matrix, and its cosine, (n,) each; the default cost where it has none."""
     chosen, rejected = step.scores.pairs(step.pairs)
     arguments = chosen.rewards, rejected.rewards, chosen.embeddings, rejected.embeddings
     similarity = transport_cost(*arguments, reward_weight=0.0, similarity_weight=1.0).diagonal()

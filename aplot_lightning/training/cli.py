@@ -22,6 +22,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from aplot_lightning.cli import TERMINATED, one_line
 from aplot_lightning.data.datamodule import PreferenceDataModule
 from aplot_lightning.errors import UserError
+from aplot_lightning.evaluation.report import compare_runs
 from aplot_lightning.training.callbacks import EndWithValidation, GracefulStop, MarginDiagnostics, Throughput
 from aplot_lightning.training.checkpoints import FOLDER, LastCheckpoint, best_checkpoint, find_checkpoint
 from aplot_lightning.training.module import RewardModelingModule
@@ -29,6 +30,15 @@ from aplot_lightning.training.record import RunRecord
 
 RUN_DIR_VARIABLE = "APLOT_RUN_DIR"  # ranks that Lightning launches take the run directory of the first
 WRITTEN = (FOLDER, "predictions", "plots", "diagnostics")  # folders of a run that --overwrite true replaces
+
+
+class AplotParser(LightningArgumentParser):
+    """Takes the paths in `data` as they are: jsonargparse would read a file of pairs as if it were a config."""
+
+    def add_class_arguments(self, theclass: type, *arguments: Any, **options: Any) -> list[str]:
+        if theclass is PreferenceDataModule:
+            options["sub_configs"] = False
+        return super().add_class_arguments(theclass, *arguments, **options)
 
 
 class AplotCLI(LightningCLI):
@@ -69,7 +79,7 @@ class AplotCLI(LightningCLI):
         if named is None:
             stems = [Path(str(path)).stem for path in config.get("config") or []]
             moment = datetime.now().strftime("%Y%m%d-%H%M%S")
-            named = str(Path("runs", stems[0] if stems else self.subcommand, "-".join([*stems[1:], moment])))
+            named = str(Path("runs", stems[0] if stems else "run", "-".join([*stems[1:], moment])))
         os.environ[RUN_DIR_VARIABLE] = named
         return Path(named)
 
@@ -91,15 +101,18 @@ class AplotCLI(LightningCLI):
             )
 
     def instantiate_trainer(self, **options: Any) -> L.Trainer:
+        # before the trainer's banner and its loggers: a mistake in the data is one line and leaves nothing behind
+        self._read_data()
         config = self.config[self.subcommand]
         given = self._get(self.config_init, "trainer")
+        self.record = RunRecord(self.run_dir, config.as_dict(), self._config_text())
         callbacks = [
             *(given.get("callbacks") or []),
             Throughput(),
             MarginDiagnostics(self.run_dir),
             EndWithValidation(),
             GracefulStop(),
-            RunRecord(self.run_dir, self._recorded(config), self._config_text()),
+            self.record,
         ]
         if self.subcommand == "fit":
             callbacks += [
@@ -113,9 +126,6 @@ class AplotCLI(LightningCLI):
             callbacks=callbacks, logger=logger, default_root_dir=str(self.run_dir), **options
         )
 
-    def _recorded(self, config: Any) -> dict[str, Any]:
-        return config.clone().as_dict()
-
     def _config_text(self) -> str:
         """The whole config as YAML, without the checkpoint it went on from and without where configs lay."""
         config = self.config[self.subcommand].clone()
@@ -123,11 +133,14 @@ class AplotCLI(LightningCLI):
             config.pop(key, None)
         return self._parser(self.subcommand).dump(config, skip_none=False)
 
-    def before_fit(self) -> None:
-        """Reads the data before the trainer sets up its loggers, so that a mistake in it leaves nothing behind."""
+    def _read_data(self) -> None:
         self.datamodule.tokenizer = self.model.tokenizer
-        self.datamodule.setup("fit")
-        self.model.require_columns(self.datamodule.columns)
+        self.datamodule.max_length = self.model.fitting_length(self.datamodule.max_length)
+        self.datamodule.setup()
+        if self.subcommand == "fit":
+            self.model.require_columns(self.datamodule.columns)
+
+    def before_fit(self) -> None:
         config = self.config[self.subcommand]
         if config.overwrite and not config.get("ckpt_path"):
             self._clear()
@@ -148,11 +161,12 @@ class AplotCLI(LightningCLI):
             shutil.copyfile(last, best)
         self.trainer.strategy.barrier()
         if self.trainer.limit_val_batches == 0:
-            record = next(callback for callback in self.trainer.callbacks if isinstance(callback, RunRecord))
             if self.trainer.is_global_zero:
-                record.write_figures(self.trainer, {})
+                self.record.write_figures(self.trainer, {})
         else:
-            self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=str(best), verbose=False, weights_only=True)
+            self.trainer.test(
+                self.model, datamodule=self.datamodule, ckpt_path=str(best), verbose=False, weights_only=True
+            )
         self._print_table()
 
     def after_test(self) -> None:
@@ -160,9 +174,7 @@ class AplotCLI(LightningCLI):
 
     @rank_zero_only
     def _print_table(self) -> None:
-        from aplot_lightning.commands.report import main as report
-
-        report([str(self.run_dir)])
+        print(f"\n{compare_runs([self.run_dir]).text()}\n\nreport: {self.run_dir / 'report.md'}")
 
 
 def run(arguments: list[str]) -> int:
@@ -182,6 +194,7 @@ def run(arguments: list[str]) -> int:
         AplotCLI(
             RewardModelingModule,
             PreferenceDataModule,
+            parser_class=AplotParser,
             save_config_callback=None,
             seed_everything_default=0,
             trainer_defaults=defaults,

@@ -10,11 +10,12 @@ import lightning as L
 import numpy as np
 import torch
 from jsonargparse.typing import NonNegativeFloat, PositiveFloat
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from aplot_lightning.errors import NotFiniteError, RunError, UserError
-from aplot_lightning.evaluation.metrics import PairPredictions
+from aplot_lightning.evaluation.metrics import PairPredictions, ood_mean
 from aplot_lightning.model import RewardModel
 from aplot_lightning.objectives import Objective
 from aplot_lightning.training.exact_batch import StepResult, whole_batch_step
@@ -80,6 +81,14 @@ class RewardModelingModule(L.LightningModule):
             if stage == "fit":
                 self.require_columns(data.columns)
 
+    def fitting_length(self, length: int) -> int:
+        """`length`, or the most tokens that the backbone has positions for, with a warning."""
+        limit = self.reward_model.backbone.position_limit
+        if limit is None or length <= limit:
+            return length
+        rank_zero_warn(f"data.max_length is {length}, but the backbone has {limit} positions: {limit} is used")
+        return limit
+
     def require_columns(self, missing: Mapping[str, int]) -> None:
         """Raises UserError where the objective needs a column that training pairs lack.
 
@@ -90,8 +99,8 @@ class RewardModelingModule(L.LightningModule):
         for column, part in self.objective.columns.items():
             if missing[column]:
                 raise UserError(
-                    f'{part} needs the column "{column}", which {missing[column]} training pairs do not have: add it to '
-                    f"all rows of data.train or choose another part in place of {part}"
+                    f'{part} needs the column "{column}", which {missing[column]} training pairs do not have: add it '
+                    f"to all rows of data.train or choose another part in place of {part}"
                 )
 
     # Training
@@ -125,9 +134,10 @@ class RewardModelingModule(L.LightningModule):
 
     def _not_finite(self, what: str) -> str:
         return (
-            f"step {self.global_step + 1}: {what}; the run stops before it reaches the weights, and the last checkpoint "
-            f"stays. Likely causes: a learning rate that is too high (model.learning_rate {self.learning_rate:g}), half "
-            "precision (try --trainer.precision 32-true), or weights that were not finite to begin with"
+            f"step {self.global_step + 1}: {what}; the run stops before it reaches the weights, and the last "
+            "checkpoint stays. Likely causes: a learning rate that is too high (model.learning_rate "
+            f"{self.learning_rate:g}), half precision (try --trainer.precision 32-true), or weights that were not "
+            "finite to begin with"
         )
 
     def configure_optimizers(self) -> Any:
@@ -208,14 +218,16 @@ class RewardModelingModule(L.LightningModule):
 
     def _log_sets(self, logger: bool = True) -> None:
         """Logs every metric of every set under `set/metric`, and their unweighted means over the OOD test sets."""
-        values: dict[str, float] = {}
-        for name, predictions in self._predictions.items():
-            for metric, value in predictions.compute().items():
-                if value is not None:
-                    values[f"{name}/{metric}"] = float(value)
-        ood = [value for tag, value in values.items() if tag.startswith("ood/") and tag.endswith("/accuracy")]
-        if ood:
-            values["ood_mean/accuracy"] = sum(ood) / len(ood)
+        sets = {name: predictions.compute() for name, predictions in self._predictions.items()}
+        ood = {name: metrics for name, metrics in sets.items() if name.startswith("ood/")}
+        names = next(iter(ood.values()), {})
+        sets["ood_mean"] = {metric: ood_mean(ood, metric) for metric in names if metric != "pairs"}
+        values = {
+            f"{name}/{metric}": float(value)
+            for name, metrics in sets.items()
+            for metric, value in metrics.items()
+            if value is not None
+        }
         self.log_dict(values, logger=logger, rank_zero_only=True)
 
     def predictions(self) -> Mapping[str, Mapping[str, Tensor]]:

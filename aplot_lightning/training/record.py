@@ -38,6 +38,7 @@ class RunRecord(L.Callback):
         self.run_dir = run_dir
         self.config = config
         self.config_text = config_text
+        self.training: dict[str, Any] | None = None
 
     def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         if not trainer.is_global_zero:
@@ -51,6 +52,10 @@ class RunRecord(L.Callback):
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_custom_scalars(_charts(data.evaluation_sets))
 
+    def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        throughput = next(c for c in trainer.callbacks if isinstance(c, Throughput))  # type: ignore[attr-defined]
+        self.training = throughput.summary()
+
     def on_test_end(self, trainer: L.Trainer, module: Any) -> None:
         tables = module.predictions()  # gathered, so every rank takes part
         if trainer.is_global_zero:
@@ -59,38 +64,35 @@ class RunRecord(L.Callback):
     def write_figures(self, trainer: L.Trainer, tables: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Writes predictions, worst errors, metrics.json and the report; without tables all accuracies are null."""
         sets = trainer.datamodule.evaluation_sets  # type: ignore[attr-defined]
-        figures: dict[str, Any] = {"id": summarise_set(None), "ood": {}, "ood_mean": {"accuracy": None}}
+        figures: dict[str, Any] = {"id": summarise_set(None), "ood": {}}
         errors: list[dict[str, Any]] = []
         for stem, evaluation_set in sets.items():
             kind, _, name = stem.partition("/")
-            table = tables.get(stem)
+            table, subsets = tables.get(stem), None
             if table is not None:
-                subsets = evaluation_set.write_predictions(
-                    self.run_dir / "predictions" / f"{name or kind}.parquet", table
-                )
+                path = self.run_dir / "predictions" / f"{name or kind}.parquet"
+                subsets = evaluation_set.write_predictions(path, table)
                 errors += evaluation_set.worst_errors(table, WORST_ERRORS)
-            summary = summarise_set(table, subsets if table is not None and name else None)
+            summary = summarise_set(table, subsets if name else None)
             if name:
                 figures.setdefault(kind, {})[name] = summary
             else:
                 figures[kind] = summary
         figures["ood_mean"] = {"accuracy": ood_mean(figures["ood"])}
-        figures["train"] = self._training_figures(trainer)
+        figures["train"] = self._training_figures()
         _write_json(self.run_dir / "metrics.json", figures)
-        errors.sort(key=lambda error: error["chosen_reward"] - error["rejected_reward"])
+        errors.sort(key=lambda error: -abs(error["chosen_reward"] - error["rejected_reward"]))
         with (self.run_dir / "errors.jsonl").open("w", encoding="utf-8") as file:
             file.writelines(json.dumps(error, ensure_ascii=False) + "\n" for error in errors[:WORST_ERRORS])
         self._log_hyperparameters(trainer, figures)
         write_run_report(self.run_dir)
 
-    def _training_figures(self, trainer: L.Trainer) -> dict[str, Any]:
+    def _training_figures(self) -> dict[str, Any] | None:
         """Those of this process's training, else those that the run already has."""
-        throughput = next(c for c in trainer.callbacks if isinstance(c, Throughput))  # type: ignore[attr-defined]
-        figures = throughput.summary()
         existing = self.run_dir / "metrics.json"
-        if not figures["steps"] and existing.is_file():
-            return json.loads(existing.read_text(encoding="utf-8")).get("train", figures)
-        return figures
+        if self.training is None and existing.is_file():
+            return json.loads(existing.read_text(encoding="utf-8")).get("train")
+        return self.training
 
     def _log_hyperparameters(self, trainer: L.Trainer, figures: Mapping[str, Any]) -> None:
         finals = {

@@ -11,7 +11,7 @@ from aplot_lightning.data.encoding import EncodedComparisons
 
 
 def encoded(lengths: list[int], counts: list[int]) -> EncodedComparisons:
-    """Comparisons of `counts[i]` pairs (a chain of responses), each response a prefix token and one suffix token more."""
+    """Comparisons of `counts[i]` pairs (a chain of responses), each response a prefix and one token more."""
     segments = [
         part for length, count in zip(lengths, counts, strict=True) for part in [length - 1] + [1] * (count + 1)
     ]
