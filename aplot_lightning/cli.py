@@ -5,6 +5,7 @@ Only the command's own module is imported, so that help, light commands and thei
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -21,7 +22,6 @@ COMMANDS = {
     "report": "write a run's report, or show several runs side by side",
     "score": "a reward for every response of a file",
 }
-POSITIONAL = {"report"}  # commands whose required arguments are given by place
 USER_MISTAKE, FAILURE, TERMINATED = 2, 1, 143
 
 
@@ -60,26 +60,38 @@ def _run(command: str, arguments: list[str]) -> int:
 def _run_light(command: str, arguments: list[str]) -> None:
     from jsonargparse import ArgumentError, ArgumentParser
 
-    function = import_module(f"aplot_lightning.commands.{command}").main
+    module = import_module(f"aplot_lightning.commands.{command}")
+    by_place: dict[str, str] = getattr(module, "BY_PLACE", {})
     parser = ArgumentParser(prog=f"aplot {command}", description=COMMANDS[command], exit_on_error=False)
     parser.add_argument("--config", action="config", help="a YAML file with options")
-    parser.add_function_arguments(function, as_positional=command in POSITIONAL)
+    parser.add_function_arguments(module.main, skip=set(by_place))
+    for name, text in by_place.items():
+        parser.add_argument(name, nargs="+", help=text)
     try:
         values = parser.parse_args(arguments)
     except ArgumentError as error:
         raise UserError(f"aplot {command}: {one_line(str(error))}") from error
     values.pop("config", None)
-    function(**values.as_dict())
+    module.main(**values.as_dict())
+
+
+NOISE = re.compile(
+    r"Given value|Subtypes: |Errors:$|Does not validate|Problem with given class_path|Expected a <class 'NoneType'>"
+    r"|Expected a <class '\w+'>\. Got value: Namespace"
+)
 
 
 def one_line(message: str) -> str:
-    """The part of jsonargparse's message that names the key and what is wrong with it, on one line."""
+    """What jsonargparse says of a wrong value, on one line: the key that was set, and the innermost complaint.
+
+    For a nested class it lists what every member of every union says; all but one of these lines are noise.
+    """
     lines = [line.strip(" -") for line in message.splitlines() if line.strip(" -")]
-    telling = ("is not accepted", "has no attribute", "Unable to open", "No such file")
-    innermost = [line for line in lines if any(part in line for part in telling)]
-    if len(lines) <= 2 or not innermost:
+    telling = [line for line in lines if not NOISE.match(line.partition(": ")[2] or line) and not NOISE.match(line)]
+    if len(lines) <= 2 or not telling:
         return " ".join(lines)
-    return f"{lines[0]} {innermost[-1]}" if innermost[-1] != lines[0] else lines[0]
+    keys = [line.strip(": ") for line in (lines[0], *telling[-2:-1]) if line.startswith("Parser key")]
+    return ": ".join(dict.fromkeys([*keys, telling[-1]]))
 
 
 def _say(message: object, code: int) -> int:

@@ -16,6 +16,8 @@ HOW_TO_READ = (
 )
 PICTURE = "![Accuracy of each run and set with its interval](comparison.png)"
 
+BY_PLACE = {"runs": "run directories; the first is what the others are compared with"}
+
 
 def main(runs: list[str], *, output: str | None = None) -> None:
     """Shows how a run does in distribution and out of distribution, or several runs side by side.

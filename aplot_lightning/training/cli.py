@@ -100,6 +100,15 @@ class AplotCLI(LightningCLI):
                 "data.micro_batch_size"
             )
 
+    def instantiate_classes(self) -> None:
+        """Raises UserError for a value that a class refuses, such as a negative epsilon."""
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            if "Does not validate" not in str(error):
+                raise
+            raise UserError(f"{self.subcommand}: {one_line(str(error))}") from error
+
     def instantiate_trainer(self, **options: Any) -> L.Trainer:
         # before the trainer's banner and its loggers: a mistake in the data is one line and leaves nothing behind
         self._read_data()
@@ -177,6 +186,11 @@ class AplotCLI(LightningCLI):
         print(f"\n{compare_runs([self.run_dir]).text()}\n\nreport: {self.run_dir / 'report.md'}")
 
 
+def _is_telling(record: logging.LogRecord) -> bool:
+    """Lightning's own advertisement, and a note at every checkpoint that says nothing of it, stay out of the log."""
+    return "litlogger" not in record.msg and "`weights_only` was not set" not in record.msg
+
+
 def run(arguments: list[str]) -> int:
     """One of Lightning's subcommands. Raises UserError for what jsonargparse refuses; returns the exit code."""
     # a progress bar belongs on a terminal, not in a log
@@ -188,7 +202,8 @@ def run(arguments: list[str]) -> int:
     warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated", category=FutureWarning)  # Lightning's own
     warnings.filterwarnings("ignore", message=".*does not have many workers")  # batches are ready-made
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")  # checked before
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "litlogger" not in record.msg)
+    for name in ("utilities.rank_zero", "trainer.connectors.checkpoint_connector"):
+        logging.getLogger(f"lightning.pytorch.{name}").addFilter(_is_telling)
     lenient = {name: {"exit_on_error": False} for name in LightningCLI.subcommands()}
     try:
         AplotCLI(

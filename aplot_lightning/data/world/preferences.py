@@ -151,7 +151,9 @@ class PreferenceWorld(Source):
         source = tuple(POOLS)[random.integers(len(POOLS))]
         rewards = [true_reward(qualities_of(scene, reply)) for reply in (better, worse)]
         better_chosen, slipped, probability = self._prefer(random, rewards[0] - rewards[1], POOLS[source])
-        ratings = [round(reward + POOLS[source].rating_noise * random.standard_normal(), 3) for reward in rewards]
+        ratings = [0.0, 0.0]
+        while ratings[0] == ratings[1]:  # equal scores would be a tie
+            ratings = [round(reward + POOLS[source].rating_noise * random.standard_normal(), 3) for reward in rewards]
         chosen, rejected = (better, worse) if better_chosen else (worse, better)
         chosen_score, rejected_score = ratings if better_chosen else reversed(ratings)
         row = {
