@@ -24,7 +24,8 @@ from aplot_lightning.errors import UserError
 class PreferenceDataModule(L.LightningDataModule):
     """Preference pairs for training and evaluation.
 
-    The tokenizer comes from the module that is trained, or from the attribute `tokenizer` where it is set.
+    The tokenizer comes from the module that is trained, or from the attribute `tokenizer` where it is set; a module
+    that has fewer positions than `max_length` shortens it.
 
     Args:
         train: preference pairs to train on: a JSONL (also .gz) or Parquet file, a hub name, or a source class.
@@ -105,7 +106,8 @@ class PreferenceDataModule(L.LightningDataModule):
         """Reads, splits and encodes everything. Raises UserError where a source cannot be used."""
         if self.training_pairs is not None:
             return
-        encoder = ConversationEncoder(self._tokenizer(), self.max_length)
+        self._ask_module()
+        encoder = ConversationEncoder(self.tokenizer, self.max_length)
         sources = self._open()
         held_out = {key: self._read(key, source) for key, source in sources.items() if key != "data.train"}
         tested = {prompt_key(c) for comparisons, _ in held_out.values() for c in comparisons if c.prompt}
@@ -127,12 +129,15 @@ class PreferenceDataModule(L.LightningDataModule):
         assert self.training_pairs is not None
         return {name: int(np.isnan(values).sum()) for name, values in self.training_pairs.columns.items()}
 
-    def _tokenizer(self) -> Any:
-        if self.tokenizer is None and self.trainer is not None:
-            self.tokenizer = getattr(self.trainer.lightning_module, "tokenizer", None)
+    def _ask_module(self) -> None:
+        """Takes tokenizer and fitting length from the module that is trained, where there is one."""
+        module: Any = self.trainer.lightning_module if self.trainer is not None else None
+        if self.tokenizer is None:
+            self.tokenizer = getattr(module, "tokenizer", None)
+        if hasattr(module, "fitting_length"):
+            self.max_length = module.fitting_length(self.max_length)
         if self.tokenizer is None:
             raise UserError("PreferenceDataModule has no tokenizer: set its attribute `tokenizer` before setup()")
-        return self.tokenizer
 
     def _open(self) -> dict[str, Source]:
         """Every source by its config key, opened so that a wrong path is said before anything is read."""

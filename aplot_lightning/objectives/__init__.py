@@ -5,6 +5,7 @@ Every part is a small class that YAML names by its class path, for example `aplo
 
 from __future__ import annotations
 
+from aplot_lightning.objectives.couplings import Coupling, Identity
 from aplot_lightning.objectives.links import Link, Logistic
 from aplot_lightning.objectives.margins import (
     ColumnMargin,
@@ -16,13 +17,17 @@ from aplot_lightning.objectives.margins import (
 )
 from aplot_lightning.objectives.objective import Objective, ObjectiveResult
 from aplot_lightning.objectives.part import Part
+from aplot_lightning.objectives.regularizers import Regularizer
 from aplot_lightning.objectives.targets import ColumnTarget, HardTarget, LabelSmoothing, Target
+from aplot_lightning.objectives.weightings import Weighting
 
 __all__ = [
     "ColumnMargin",
     "ColumnTarget",
     "ConstantMargin",
+    "Coupling",
     "HardTarget",
+    "Identity",
     "InstanceMargin",
     "LabelSmoothing",
     "Link",
@@ -32,6 +37,8 @@ __all__ = [
     "Objective",
     "ObjectiveResult",
     "Part",
+    "Regularizer",
     "Target",
     "TransportMargin",
+    "Weighting",
 ]

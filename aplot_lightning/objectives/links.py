@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 
 from torch import Tensor
 from torch.nn import functional
 
 from aplot_lightning.objectives.part import Part
+from aplot_lightning.types import Scores
 
 
 class Link(Part, ABC):
@@ -23,8 +25,19 @@ class Link(Part, ABC):
     def pointwise(self, z: Tensor) -> Tensor:
         """ℓ(z), elementwise: (n,) -> (n,)."""
 
-    def forward(self, gaps: Tensor, margins: Tensor, targets: Tensor) -> Tensor:
-        """The loss of each pair: gaps Δ (n,), margins m (n,), targets t (n,) in [0, 1] -> (n,)."""
+    def forward(
+        self,
+        gaps: Tensor,
+        margins: Tensor,
+        targets: Tensor,
+        chosen: Scores,
+        rejected: Scores,
+        columns: Mapping[str, Tensor],
+    ) -> Tensor:
+        """The loss of each pair: gaps Δ (n,), margins m (n,), targets t (n,) in [0, 1] -> (n,).
+
+        The scores of both sides and the pairs' columns are for links that ask for more than the gap.
+        """
         return targets * self.pointwise(gaps - margins) + (1 - targets) * self.pointwise(-gaps - margins)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -11,20 +10,31 @@ from aplot_lightning.errors import UserError
 
 
 class Part(nn.Module):
-    """A part of an objective: a link, a margin, a target.
+    """A part of an objective: a coupling, a link, a margin, a target, a weighting, a regularizer.
 
     Attributes:
         separable: what the part gives for a pair depends on that pair alone. The loss is then a plain weighted mean
             over pairs, and training needs one pass over the micro-batches.
         columns: the pair columns that the part cannot do without.
+        tensors: the named tensors of `Scores`, beside rewards and embeddings, that the part cannot do without; a head
+            or another option of the model gives them.
     """
 
-    separable: ClassVar[bool] = True
-    columns: ClassVar[tuple[str, ...]] = ()
+    separable: bool = True
+    columns: tuple[str, ...] = ()
+    tensors: tuple[str, ...] = ()
 
     def describe(self) -> str:
         """A few words for logs and tables; empty where there is nothing to say."""
         return type(self).__name__
+
+
+def missing_tensor(tensor: str, part: str) -> UserError:
+    """The error for a tensor that the model does not give and `part` (its class's name) needs."""
+    return UserError(
+        f'{part} needs "{tensor}" from the model, which does not give it: choose a model.head or option that does (the '
+        f"file of {part} in conf/objective/ names it) or another part in place of {part}"
+    )
 
 
 def missing_column(column: str, part: str) -> UserError:

@@ -24,11 +24,26 @@ from aplot_lightning.types import Batch
 
 
 class EndWithValidation(L.Callback):
-    """Ends a run that reaches its last step in mid-epoch with a validation, so that its last weights may be best."""
+    """Ends every run with a validation of its last step, wherever in an epoch it ends, so that it may be best.
 
-    def on_train_batch_end(self, trainer: L.Trainer, *arguments: Any) -> None:
-        if trainer.max_steps != -1 and trainer.global_step >= trainer.max_steps:
-            trainer.should_stop = True
+    Lightning by itself ends without one where `max_steps`, `val_check_interval` or `check_val_every_n_epoch` say so.
+    """
+
+    def __init__(self) -> None:
+        self._validated_at = -1
+
+    def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self._validated_at = trainer.global_step
+
+    def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if self._validated_at == trainer.global_step:
+            return
+        loop = trainer.fit_loop.epoch_loop
+        loop._batches_that_stepped -= 1  # loggers number a validation by the step before it, as they do in an epoch
+        trainer.validating = True
+        loop.val_loop.run()
+        trainer.training = True
+        loop._batches_that_stepped += 1
 
 
 class GracefulStop(L.Callback):

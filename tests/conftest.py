@@ -1,0 +1,116 @@
+"""Real small runs: pairs of the preference world as JSONL, a tiny decoder from scratch, and the command line."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1}
+HEADS = {"num_attention_heads": 2, "num_key_value_heads": 2}
+SETS = {  # of odd sizes, so that ranks get uneven shares
+    "train": {"pairs": 331, "seed": 1},
+    "hard": {"pairs": 41, "seed": 2, "shift": "hard_pairs"},
+    "style": {"pairs": 33, "seed": 2, "shift": "new_style"},
+    "topics": {"pairs": 37, "seed": 2, "shift": "new_topics"},
+}
+
+
+@dataclass
+class Laboratory:
+    """A folder with pairs (`train.jsonl` ...), a `backbone`, and `base.yaml`, a config of 9 steps in each of 2 epochs."""
+
+    folder: Path
+
+    @property
+    def config(self) -> str:
+        return str(self.folder / "base.yaml")
+
+    def words(self, command: str, run_dir: Path, options: dict[str, Any] | None = None) -> list[str]:
+        """The command line, without the program; objective=NAME takes the file of conf/objective."""
+        options = dict(options or {})
+        words = [command, "--config", self.config]
+        if (objective := options.pop("objective", None)) is not None:
+            words += ["--config", str(ROOT / "conf" / "objective" / f"{objective}.yaml")]
+        for key, value in options.items():
+            words += [f"--{key}", value if isinstance(value, str) else json.dumps(value)]
+        return [*words, "--run_dir", str(run_dir)]
+
+    def __call__(self, command: str, run_dir: Path, options: dict[str, Any] | None = None) -> int:
+        """Runs the command in this process and returns its exit code."""
+        from aplot_lightning.cli import main
+
+        return main(self.words(command, run_dir, options))
+
+    def start(self, command: str, run_dir: Path, options: dict[str, Any] | None = None) -> subprocess.Popen:
+        """Starts the command as a user does, in a process of its own."""
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        return subprocess.Popen(
+            [sys.executable, "-m", "aplot_lightning", *self.words(command, run_dir, options)],
+            env={key: value for key, value in environment.items() if key != "APLOT_RUN_DIR"},
+            cwd=self.folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+
+@pytest.fixture(scope="session")
+def laboratory(tmp_path_factory: pytest.TempPathFactory) -> Laboratory:
+    from aplot_lightning.data.world import PreferenceWorld, write_world_decoder
+
+    folder = tmp_path_factory.mktemp("laboratory")
+    backbone = folder / "backbone"
+    write_world_decoder(backbone)
+    config = json.loads((backbone / "config.json").read_text())
+    (backbone / "config.json").write_text(json.dumps({**config, **SIZES, **HEADS}))
+    for name, options in SETS.items():
+        rows = [json.dumps(row) for _, row in PreferenceWorld(**options).rows()]
+        (folder / f"{name}.jsonl").write_text("\n".join(rows) + "\n")
+    base = {
+        "seed_everything": 3,
+        "trainer": {
+            "accelerator": "cpu",
+            "devices": 1,
+            "max_epochs": 2,
+            "log_every_n_steps": 1,
+            "enable_model_summary": False,
+        },
+        "model": {"backbone": str(backbone), "learning_rate": 3e-3, "warmup_share": 0.1, "weight_decay": 0.01},
+        "data": {
+            "train": str(folder / "train.jsonl"),
+            "ood": {name: str(folder / f"{name}.jsonl") for name in ("hard", "style")},
+            "batch_size": 32,
+            "micro_batch_size": 8,
+            "max_length": 64,
+            "validation_share": 0.1,
+            "id_share": 0.1,
+        },
+    }
+    (folder / "base.yaml").write_text(json.dumps(base))  # JSON is YAML
+    return Laboratory(folder)
+
+
+@pytest.fixture(scope="session")
+def finished_run(laboratory: Laboratory, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run directory of a whole APLOT run with an OOD validation set, made by the command line. Leave it as it is."""
+    run_dir = tmp_path_factory.mktemp("runs") / "aplot"
+    options = {
+        "objective": "aplot",
+        "model.dropout": 0.1,
+        "data.ood_validation.topics": str(laboratory.folder / "topics.jsonl"),
+        "trainer.val_check_interval": 4,
+    }
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert laboratory("fit", run_dir, options) == 0
+    return run_dir
