@@ -21,8 +21,10 @@ class Pairs:
         chosen: (n,) int64, the row of each pair's chosen response.
         rejected: (n,) int64, the row of each pair's rejected response.
         columns: what the data says of each pair, (n,) each. Known names: ``index`` (int64, the pair's place in
-            its data set), ``margin``, ``target``, ``chosen_score``, ``rejected_score``, ``weight`` (float32). A column
-            that the data does not have is absent.
+            its data set), ``source`` (int64, a number for each source of the data set), ``weight``, ``chosen_length``
+            and ``rejected_length`` (tokens of the response), ``chosen_suffix`` and ``rejected_suffix`` (tokens after
+            the first one in which the two differ), ``margin``, ``target``, ``chosen_score``, ``rejected_score``
+            (float32). A column that the data does not have is absent.
     """
 
     chosen: Tensor
@@ -65,12 +67,14 @@ class Batch:
         attention_mask: (R, length) int64, 1 on real tokens.
         end: (R,) int64, the position of each row's scored token, its last real one.
         pairs: the n preference pairs; n may be 0 for a batch that only keeps a rank in step with the others.
+        start: (R,) int64, the position of the first token of each row's response; None where nobody asks for it.
     """
 
     input_ids: Tensor
     attention_mask: Tensor
     end: Tensor
     pairs: Pairs
+    start: Tensor | None = None
 
     @property
     def responses(self) -> int:
@@ -78,7 +82,11 @@ class Batch:
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Batch:
         return Batch(
-            function(self.input_ids), function(self.attention_mask), function(self.end), self.pairs.map(function)
+            function(self.input_ids),
+            function(self.attention_mask),
+            function(self.end),
+            self.pairs.map(function),
+            None if self.start is None else function(self.start),
         )
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:

@@ -13,7 +13,8 @@ from torch.utils.data import DataLoader
 
 from aplot_lightning.data.batching import BatchPlan
 from aplot_lightning.data.comparisons import Comparison, first_user_turn, normalised_text, prompt_key
-from aplot_lightning.data.encoding import ConversationEncoder, EncodedComparisons
+from aplot_lightning.data.encoded import EncodedComparisons
+from aplot_lightning.data.encoding import ConversationEncoder
 from aplot_lightning.data.evaluation_set import EvaluationSet
 from aplot_lightning.data.loaders import EvaluationBatches, OptimizerBatches, OwnBatches, StepSampler, loader
 from aplot_lightning.data.report import DataReport, SourceLedger
@@ -39,6 +40,8 @@ class PreferenceDataModule(L.LightningDataModule):
         validation_share: share of the training prompts held out to select checkpoints and configs.
         id_share: share of the training prompts held out for reporting, where `id` is not given.
         on_bad_row: skip and count rows that cannot be used, or stop at the first (error).
+        sources_in_every_batch: draw every optimizer batch from all sources (the rows' `source`), in about their
+            proportions, as objectives that weigh sources against each other need it.
         watch_test_sets: evaluate `id` and `ood` at every validation, not only at the end of the run.
         seed: the order of the training pairs; the command line takes it from seed_everything.
         num_workers: processes that prepare batches.
@@ -56,6 +59,7 @@ class PreferenceDataModule(L.LightningDataModule):
         validation_share: float = 0.05,
         id_share: float = 0.05,
         on_bad_row: Literal["skip", "error"] = "skip",
+        sources_in_every_batch: bool = False,
         watch_test_sets: bool = True,
         seed: NonNegativeInt = 0,
         num_workers: NonNegativeInt = 0,
@@ -71,6 +75,7 @@ class PreferenceDataModule(L.LightningDataModule):
         self.validation_share = validation_share
         self.id_share = id_share
         self.on_bad_row = on_bad_row
+        self.sources_in_every_batch = sources_in_every_batch
         self.watch_test_sets = watch_test_sets
         self.seed = int(seed)
         self.num_workers = int(num_workers)
@@ -122,6 +127,20 @@ class PreferenceDataModule(L.LightningDataModule):
             self._add_set(_stem(key), comparisons, encoder, its_ledger)
         if not len(self.training_pairs):
             raise UserError(f"data.train: no pair of {ledger.name} is left to train on: {ledger.reasons()}")
+        self.plan = self._plan(self.training_pairs)
+
+    def _plan(self, training_pairs: EncodedComparisons) -> BatchPlan:
+        groups = None
+        if self.sources_in_every_batch:
+            groups = training_pairs.columns["source"][training_pairs.first_pair[:-1]]
+        try:
+            return BatchPlan(np.diff(training_pairs.first_pair), self.batch_size, self.seed, groups)
+        except ValueError as error:
+            names = ", ".join(training_pairs.sources[:5])
+            raise UserError(
+                f"data.sources_in_every_batch: {error}; the groups are the sources {names}, counted from 0: raise "
+                "data.batch_size or leave the small one out"
+            ) from error
 
     @property
     def columns(self) -> dict[str, int]:
@@ -191,11 +210,14 @@ class PreferenceDataModule(L.LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         assert self.training_pairs is not None
         assert self.trainer is not None
-        counts = np.diff(self.training_pairs.first_pair)
-        plan = BatchPlan(counts, self.batch_size, self.seed)
         trainer = self.trainer
         dataset = OptimizerBatches(
-            self.training_pairs, plan, self.micro_batch_size, self._pad_id(), trainer.global_rank, trainer.world_size
+            self.training_pairs,
+            self.plan,
+            self.micro_batch_size,
+            self._pad_id(),
+            trainer.global_rank,
+            trainer.world_size,
         )
         return loader(dataset, StepSampler(dataset, trainer), self.num_workers, self.seed)
 

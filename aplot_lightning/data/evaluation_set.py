@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from aplot_lightning.data.comparisons import Comparison, Message, prompt_key, response_text
-from aplot_lightning.data.encoding import EncodedComparisons
+from aplot_lightning.data.encoded import EncodedComparisons
 from aplot_lightning.evaluation.similarity import token_f1
 
 PREDICTED = ("chosen_reward", "rejected_reward")
@@ -74,17 +74,17 @@ class EvaluationSet:
         return subsets
 
     def worst_errors(self, table: Mapping[str, Tensor], most: int) -> list[dict[str, Any]]:
-        """The pairs that the model gets most wrong, worst first, with their texts."""
-        gaps = (table["chosen_reward"] - table["rejected_reward"]) * (2 * table["target"] - 1).sign()
+        """The pairs that the model gets most wrong, worst first, with their texts; a target of 0.5 cannot be wrong."""
+        side = (2 * table["target"] - 1).sign()
+        gaps = (table["chosen_reward"] - table["rejected_reward"]) * side
+        wrong = ((gaps <= 0) & (side != 0)).nonzero()[:, 0]
         errors = []
-        for row in gaps.argsort()[:most].tolist():
-            if gaps[row] > 0:
-                break
+        for row in wrong[gaps[wrong].argsort(stable=True)][:most].tolist():
             comparison, winner, loser = self._pair(int(table["index"][row]))
             errors.append(
                 {
                     "set": self.name,
-                    "id": comparison.id,
+                    "id": _pair_id(comparison, winner, loser),
                     "subset": comparison.subset,
                     "prompt": _transcript(comparison.prompt),
                     "chosen": response_text(comparison, winner),

@@ -14,7 +14,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from aplot_lightning.data.batching import BatchPlan, collate, rank_micro_batches
-from aplot_lightning.data.encoding import EncodedComparisons
+from aplot_lightning.data.encoded import EncodedComparisons
 from aplot_lightning.data.evaluation_set import EvaluationSet
 from aplot_lightning.types import Batch
 

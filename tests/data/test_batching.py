@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aplot_lightning.data.batching import BatchPlan, collate, pad_rows, rank_micro_batches
-from aplot_lightning.data.encoding import EncodedComparisons
+from aplot_lightning.data.encoded import EncodedComparisons
 
 
 def encoded(lengths: list[int], counts: list[int]) -> EncodedComparisons:
@@ -25,6 +25,8 @@ def encoded(lengths: list[int], counts: list[int]) -> EncodedComparisons:
         losers=np.concatenate([np.arange(count) + 1 for count in counts]).astype(np.int32),
         first_pair=np.concatenate([[0], np.cumsum(counts)]),
         columns={"margin": np.arange(sum(counts), dtype=np.float32)},
+        sources=["s"],
+        starts=np.repeat(np.asarray(lengths, dtype=np.int32) - 1, responses),
         lengths=np.asarray(lengths, dtype=np.int32),
         kept=np.arange(len(lengths)),
     )
@@ -42,6 +44,22 @@ def test_an_epoch_holds_every_comparison_once_in_batches_of_the_asked_size(
         assert all(abs(number - size) <= 2 * max(counts) for number in pairs[:-1])
         if max(counts) == 1:
             assert all(number == size for number in pairs[:-1])
+
+
+@given(sizes=st.lists(st.integers(1, 40), min_size=1, max_size=4), batch=st.integers(2, 12), seed=st.integers(0, 99))
+def test_every_source_is_in_every_batch_if_asked(sizes: list[int], batch: int, seed: int) -> None:
+    groups = np.repeat(np.arange(len(sizes)), sizes)
+    counts = np.ones(len(groups), dtype=np.int64)
+    batches = -(-len(groups) // batch)
+    if min(sizes) < batches:
+        with pytest.raises(ValueError, match="has fewer comparisons than there are optimizer batches"):
+            BatchPlan(counts, batch, seed, groups)
+        return
+    plan = BatchPlan(counts, batch, seed, groups)
+    drawn = [plan.batch(1, offset) for offset in range(plan.batches_per_epoch)]
+    assert sorted(np.concatenate(drawn)) == list(range(len(groups)))
+    assert all(set(groups[part]) == set(range(len(sizes))) for part in drawn)
+    assert all(abs(len(part) - len(groups) / batches) <= len(sizes) for part in drawn)
 
 
 def test_the_plan_is_a_pure_function_of_seed_and_place() -> None:
@@ -92,6 +110,8 @@ def test_a_batch_points_at_its_pairs() -> None:
     assert batch.pairs.rejected.tolist() == [1, 3, 4]
     assert batch.pairs.columns["index"].tolist() == [3, 1, 2]
     assert batch.pairs.columns["margin"].tolist() == [3, 1, 2]
+    assert batch.start is not None
+    assert batch.start.tolist() == [4, 4, 2, 2, 2]
     assert batch.input_ids[0, : batch.end[0] + 1].tolist() == data.rows(2)[0].tolist()
 
 

@@ -9,7 +9,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 import aplot_lightning.model as model_room
 from aplot_lightning.data.comparisons import Comparison
-from aplot_lightning.data.encoding import ConversationEncoder, common_prefix
+from aplot_lightning.data.encoded import TOKEN_COLUMNS, common_prefix
+from aplot_lightning.data.encoding import ConversationEncoder
 from aplot_lightning.data.report import SourceLedger
 from aplot_lightning.errors import UserError
 
@@ -148,4 +149,35 @@ def test_columns_hold_what_the_data_says(chat: PreTrainedTokenizerFast) -> None:
     np.testing.assert_allclose(encoded.columns["chosen_score"], [3, 3, 3, 2])
     np.testing.assert_allclose(encoded.columns["rejected_score"], [1, 2, 1, 1])
     plain = ConversationEncoder(chat).encode([comparison("q", "yes", "no")])
-    assert set(plain.columns) == {"weight"}
+    assert set(plain.columns) == {"weight", "source", *TOKEN_COLUMNS}
+
+
+def test_lengths_count_the_response_and_what_differs(chat: PreTrainedTokenizerFast) -> None:
+    """The response begins after the prompt as the template writes it; its tail counts."""
+    encoded = ConversationEncoder(chat).encode(
+        [
+            comparison("What is 2 + 3 ?", "it is 5 .", "it is 5 . thanks"),
+            comparison("hi", "yes", "no", source="other"),
+        ]
+    )
+    tail = len(chat(chat.eos_token, add_special_tokens=False)["input_ids"])
+    tokens = [
+        len(chat(text, add_special_tokens=False)["input_ids"]) + tail for text in ("it is 5 .", "it is 5 . thanks")
+    ]
+    assert [encoded.columns["chosen_length"][0], encoded.columns["rejected_length"][0]] == tokens
+    assert encoded.columns["chosen_suffix"][0] == tail
+    assert encoded.columns["rejected_suffix"][0] == tail + tokens[1] - tokens[0]
+    for row, start in zip(encoded.rows(0), encoded.response_starts(0), strict=True):
+        assert chat.decode(row[start:]).startswith("it is 5")
+    assert encoded.columns["source"].tolist() == [0, 1]
+    assert encoded.sources == ["s", "other"]
+
+
+def test_sides_with_their_own_prompts_are_cut_each_for_itself(chat: PreTrainedTokenizerFast) -> None:
+    sides = tuple(
+        ({"role": "user", "content": f"{word} " * 60}, {"role": "assistant", "content": "it is 5 ."}) for word in "ab"
+    )
+    encoded = ConversationEncoder(chat, 40).encode([comparison((), "", "", responses=sides)])
+    assert encoded.lengths.tolist() == [40]
+    for row, start in zip(encoded.rows(0), encoded.response_starts(0), strict=True):
+        assert "it is 5 ." in chat.decode(row[start:])
