@@ -7,7 +7,7 @@ through a deeper one, cut into micro-batches of 8. Sides alternate within a roun
 median of the ratios within rounds, since machines drift. Whole steps: forward, objective, backward, AdamW.
 
 - one pass: Bradley-Terry, a mean over pairs, one forward and backward per micro-batch
-- per micro-batch: APLOT with a plan over each micro-batch, the different, weaker method that needs no second pass
+- per micro-batch: APLOT with a plan over each micro-batch, a different, weaker method that needs no second pass
 - exact: APLOT with the plan over all 32 pairs; a forward without gradients comes first
 - undivided: APLOT with all 32 pairs in one forward, which needs no second pass but the most memory
 """
@@ -109,7 +109,7 @@ def main() -> None:
     torch.manual_seed(0)
     print(f"{date.today()}, {platform.machine()}, {options.threads} threads, torch {torch.__version__}")
     print(
-        "| model, tokens a row | one pass | per micro-batch | exact | undivided | exact / one pass | exact / per micro |"
+        "| model, tokens a row | one pass | per micro-batch | exact | undivided | exact / one pass | exact / weaker |"
     )
     print("|---|--:|--:|--:|--:|--:|--:|")
     world = RewardModel.from_backbone("world-decoder")
