@@ -22,6 +22,7 @@ TRAINING = {
     "predict": "rewards of every evaluation pair, through Lightning",
 }
 COMMANDS = {
+    "average": "one model whose weights are the mean of several runs' weights",
     "report": "write a run's report, or show several runs side by side",
     "score": "a reward for every response of a file",
 }
@@ -100,7 +101,8 @@ def _run_light(command: str, arguments: list[str]) -> None:
 # lines of jsonargparse's that only lead to a complaint, or that repeat one
 NOISE = re.compile(
     r"Parser key |Does not validate|Problem with given class_path|Subtypes: |Errors:$|Given value|Expected a path but|"
-    r"Subclass types expect|a class path \(str\)|a dict with|Expected a <class '(NoneType'>|\w+'>\. Got value: Namespace)"
+    r"Subclass types expect|a class path \(str\)|a dict with|Expected a <class 'NoneType'>|"
+    r"Expected a <class '\w+'>\. Got value: Namespace"
 )
 CLASS = re.compile(r"Problem with given class_path '(.+)':")
 UNKNOWN = re.compile(r"unrecognized arguments|does not accept option|Option .* is not accepted$")
@@ -125,7 +127,7 @@ def one_line(message: str) -> str:
     special = [complaint for complaint in complaints if not complaint.startswith("Expected ")]
     said = " or ".join(special or complaints).replace(" or Expected ", " or ")
     given = next((line for _, line in lines[places[-1] :] if line.startswith("Given value: ")), "").partition(": ")[2]
-    if given and not re.match(r"NestedArg|Namespace|[{\[]", given) and given not in said:
+    if given and not re.match(r"NestedArg|Namespace|[{\[]", given) and given not in re.split(r"[\s'\"]+", said):
         said += f". Got value: {given}"
     classes = [found[1] for found in map(CLASS.match, above) if found]
     return f"{'.'.join(keys)}: {_plain(said, classes[-1:])}" if keys else _plain(said, classes[-1:])

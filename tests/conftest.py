@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ SETS = {  # of odd sizes, so that ranks get uneven shares
 
 @dataclass
 class Laboratory:
-    """A folder with pairs (`train.jsonl` ...), a `backbone`, and `base.yaml`, a config of 9 steps in each of 2 epochs."""
+    """A folder with pairs (`train.jsonl` ...), a `backbone`, and `base.yaml`: 9 steps in each of 2 epochs."""
 
     folder: Path
 
@@ -33,10 +34,20 @@ class Laboratory:
     def config(self) -> str:
         return str(self.folder / "base.yaml")
 
+    @property
+    def whole(self) -> dict[str, Any]:
+        """Options of `finished_run`: two passes, dropout, validations in mid-epoch and at the end."""
+        return {
+            "objective": "aplot",
+            "model.dropout": 0.1,
+            "data.ood_validation.topics": str(self.folder / "topics.jsonl"),
+            "trainer.val_check_interval": 4,
+        }
+
     def words(self, command: str, run_dir: Path, options: dict[str, Any] | None = None) -> list[str]:
         """The command line, without the program; objective=NAME takes the file of conf/objective."""
         options = dict(options or {})
-        words = [command, "--config", self.config]
+        words = [command, "--config", options.pop("config", self.config)]
         if (objective := options.pop("objective", None)) is not None:
             words += ["--config", str(ROOT / "conf" / "objective" / f"{objective}.yaml")]
         for key, value in options.items():
@@ -44,10 +55,13 @@ class Laboratory:
         return [*words, "--run_dir", str(run_dir)]
 
     def __call__(self, command: str, run_dir: Path, options: dict[str, Any] | None = None) -> int:
-        """Runs the command in this process and returns its exit code."""
+        """Runs the command in this process and returns its exit code; a warning that a user would see is an error."""
         from aplot_lightning.cli import main
 
-        return main(self.words(command, run_dir, options))
+        with pytest.MonkeyPatch.context() as patch:
+            warnings.simplefilter("ignore", DeprecationWarning)  # hidden from users, and Lightning's own
+            patch.setattr(sys, "argv", ["aplot", *self.words(command, run_dir, options)])
+            return main()
 
     def start(self, command: str, run_dir: Path, options: dict[str, Any] | None = None) -> subprocess.Popen:
         """Starts the command as a user does, in a process of its own."""
@@ -59,6 +73,7 @@ class Laboratory:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            start_new_session=True,
         )
 
 
@@ -100,17 +115,7 @@ def laboratory(tmp_path_factory: pytest.TempPathFactory) -> Laboratory:
 
 @pytest.fixture(scope="session")
 def finished_run(laboratory: Laboratory, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run directory of a whole APLOT run with an OOD validation set, made by the command line. Leave it as it is."""
+    """The run directory of a whole APLOT run, made by the command line. Leave it as it is."""
     run_dir = tmp_path_factory.mktemp("runs") / "aplot"
-    options = {
-        "objective": "aplot",
-        "model.dropout": 0.1,
-        "data.ood_validation.topics": str(laboratory.folder / "topics.jsonl"),
-        "trainer.val_check_interval": 4,
-    }
-    import warnings
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        assert laboratory("fit", run_dir, options) == 0
+    assert laboratory("fit", run_dir, laboratory.whole) == 0
     return run_dir

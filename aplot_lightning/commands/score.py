@@ -17,7 +17,8 @@ from functools import partial
 from itertools import chain, islice
 from math import isfinite
 from pathlib import Path
-from typing import IO, Any
+from statistics import fmean
+from typing import IO, Any, Literal
 
 from aplot_lightning.data.comparisons import Conversation, RowError, conversation_of
 from aplot_lightning.data.sources import open_source
@@ -28,6 +29,7 @@ CHUNK = 512  # rows that are read, sorted by length and scored together
 
 Encode = Callable[[Sequence[Conversation]], list[Any]]  # conversations to rows of token ids
 Score = Callable[[Sequence[Any]], list[float]]  # rows of token ids to rewards
+Combine = Literal["mean", "minimum", "mean_minus_variance"]
 
 
 @dataclass
@@ -40,7 +42,8 @@ class Row:
         layout: ``pair``, ``responses`` or ``response``.
         conversations: what is to be scored, in the order of the row.
         problem: why the row has no rewards; None where it has.
-        rewards: one a conversation.
+        by_model: each model's rewards, one a conversation.
+        rewards: what comes of them, one a conversation.
     """
 
     where: str
@@ -48,6 +51,7 @@ class Row:
     layout: str = "pair"
     conversations: list[Conversation] = field(default_factory=list)
     problem: str | None = None
+    by_model: list[list[float]] = field(default_factory=list)
     rewards: list[float] = field(default_factory=list)
 
     def output(self) -> dict[str, Any]:
@@ -68,6 +72,8 @@ def main(
     batch_size: int = 16,
     batch_tokens: int | None = None,
     overwrite: bool = False,
+    ensemble: list[str] | None = None,
+    combine: Combine = "mean",
 ) -> None:
     """Gives every response of a file its reward.
 
@@ -84,33 +90,31 @@ def main(
         batch_size: Responses in one forward.
         batch_tokens: Padded tokens in one forward, in place of batch_size.
         overwrite: Replace an output that exists.
+        ensemble: Further models, as [RUN_B,RUN_C]; each reads and scores every response, and the rewards are combined.
+        combine: What is made of the models' rewards of a response: mean, minimum or mean_minus_variance (over the
+            models, divided by their number). Rewards are taken as each model gives them: where models were trained
+            apart, their scales and offsets are apart too.
     """
-    _check(model, output, max_length, batch_size, batch_tokens, overwrite)
+    names = {"--model": [model], "--ensemble": ensemble or []}
+    if combine != "mean" and not ensemble:
+        raise UserError(f"--combine {combine} needs further models: name them by --ensemble")
+    _check(names, output, max_length, batch_size, batch_tokens, overwrite)
     rows = open_source(input, "--input").rows()
     first = next(rows, None)  # a file that cannot be read at all is found before the model is loaded
     if first is None:
         raise UserError(f"--input: {input} has no rows")
     rows = chain([first], rows)
 
-    import torch
-
-    from aplot_lightning.model.configuration import torch_dtype
-    from aplot_lightning.model.reward_model import RewardModel
-
-    torch_dtype(dtype)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", UserWarning)
-        loaded = RewardModel.from_pretrained(model, dtype=dtype, max_length=max_length, key="--model")
-    for warning in caught:
-        print(f"warning: {warning.message}", file=sys.stderr)
-    loaded.to("cuda" if torch.cuda.is_available() else "cpu")
-
-    score = partial(loaded.score_rows, batch_size=batch_size, batch_tokens=batch_tokens)
+    models = [_load(name, key, dtype, max_length) for key, given in names.items() for name in given]
+    scorers: list[tuple[Encode, Score]] = [
+        (loaded.encode, partial(loaded.score_rows, batch_size=batch_size, batch_tokens=batch_tokens))
+        for loaded in models
+    ]
 
     total = unusable = 0
     with _replacing(Path(output)) as file, _progress() as advance:
         while chunk := [_read(where, content) for where, content in islice(rows, CHUNK)]:
-            _score(chunk, loaded.encode, score)
+            _score(chunk, scorers, combine)
             for row in chunk:
                 file.write(_line(row.output()))
                 if row.problem is not None:
@@ -125,8 +129,29 @@ def main(
     print(f"scored {total - unusable} rows: {output}")
 
 
+def _load(name: str, key: str, dtype: str, max_length: int | None) -> Any:
+    """The RewardModel, on a GPU if there is one; what it warns of is one line on stderr."""
+    import torch
+
+    from aplot_lightning.model.configuration import torch_dtype
+    from aplot_lightning.model.reward_model import RewardModel
+
+    torch_dtype(dtype)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        loaded = RewardModel.from_pretrained(name, dtype=dtype, max_length=max_length, key=key)
+    for warning in caught:
+        print(f"warning: {warning.message}", file=sys.stderr)
+    return loaded.to("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def _check(
-    model: str, output: str, max_length: int | None, batch_size: int, batch_tokens: int | None, overwrite: bool
+    models: Mapping[str, Sequence[str]],
+    output: str,
+    max_length: int | None,
+    batch_size: int,
+    batch_tokens: int | None,
+    overwrite: bool,
 ) -> None:
     """The mistakes that can be told before anything heavy is imported."""
     for name, value in {"max_length": max_length, "batch_size": batch_size, "batch_tokens": batch_tokens}.items():
@@ -141,7 +166,9 @@ def _check(
         )
     if path.exists() and not overwrite:
         raise UserError(f"--output: {output} exists already: name another file or add --overwrite true")
-    locate_model(model, "--model")
+    for key, names in models.items():
+        for name in names:
+            locate_model(name, key)
 
 
 def _read(where: str, content: Any) -> Row:
@@ -182,14 +209,28 @@ def _sides(row: Row) -> list[tuple[str, Any]]:
     return [(f"responses[{place}]", response) for place, response in enumerate(responses)]
 
 
-def _score(chunk: Sequence[Row], encode: Encode, score: Score) -> None:
+def _score(chunk: Sequence[Row], models: Sequence[tuple[Encode, Score]], combine: Combine) -> None:
     """Fills in the rewards of a chunk, all its conversations sorted by length together."""
-    encoded = _encode([row for row in chunk if row.problem is None], encode)
-    rewards = iter(score([tokens for _, rows in encoded for tokens in rows]))
-    for row, rows in encoded:
-        row.rewards = [next(rewards) for _ in rows]
-        if not all(map(isfinite, row.rewards)):
-            row.problem = "a reward is not finite"
+    for encode, score in models:
+        encoded = _encode([row for row in chunk if row.problem is None], encode)
+        rewards = iter(score([tokens for _, rows in encoded for tokens in rows]))
+        for row, rows in encoded:
+            row.by_model.append([next(rewards) for _ in rows])
+            if not all(map(isfinite, row.by_model[-1])):
+                row.problem = "a reward is not finite"
+    for row in chunk:
+        if row.problem is None:
+            row.rewards = [_combined(rewards, combine) for rewards in zip(*row.by_model, strict=True)]
+
+
+def _combined(rewards: Sequence[float], combine: Combine) -> float:
+    """One reward out of those of several models; that of a single one stays as it is."""
+    if combine == "minimum":
+        return min(rewards)
+    mean = fmean(rewards)
+    if combine == "mean":
+        return mean
+    return mean - fmean((reward - mean) ** 2 for reward in rewards)
 
 
 def _encode(rows: Sequence[Row], encode: Encode) -> list[tuple[Row, list[Any]]]:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,67 +13,41 @@ from torch import Tensor, nn
 from aplot_lightning.data.comparisons import Message, RowError, conversation_of
 from aplot_lightning.data.encoding import ConversationEncoder
 from aplot_lightning.errors import UserError
-from aplot_lightning.model.backbone import Backbone, Pooling, build_backbone, load_backbone
+from aplot_lightning.model.assembly import Parts, described_parts, fresh_deviation, read_parts, seeded, with_head
+from aplot_lightning.model.backbone import Pooling
 from aplot_lightning.model.checkpoint import FORMAT, read_checkpoint
-from aplot_lightning.model.configuration import (
-    config_from_dict,
-    config_to_dict,
-    prepare_config,
-    read_config,
-    saved_dtype,
-    torch_dtype,
-)
-from aplot_lightning.model.heads import LinearHead, build_head, make_head
-from aplot_lightning.model.locate import ModelPlace, locate_model
+from aplot_lightning.model.configuration import config_to_dict
+from aplot_lightning.model.heads import Head
+from aplot_lightning.model.locate import locate_model
 from aplot_lightning.model.scoring import cut_by_size, evaluating, unpaired_batch
-from aplot_lightning.model.tokenizer import (
-    check_vocabulary,
-    load_tokenizer,
-    natural_length,
-    one_line,
-    pack_tokenizer,
-    unpack_tokenizer,
-)
+from aplot_lightning.model.tokenizer import check_vocabulary, natural_length, one_line, pack_tokenizer
 from aplot_lightning.types import Batch, Scores
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
 
 FRESH_HEAD_SEED = 0  # of a head that a model needs for scoring and does not have
 
-logger = logging.getLogger(__name__)
-
 
 class RewardModel(nn.Module):
-    """Gives every conversation a reward: backbone, pooling, and a linear head in float32.
+    """Gives every conversation a reward: backbone, pooling, and a head in float32.
 
     Made by `from_backbone` (to be trained) or `from_pretrained` (to be used).
 
     Attributes:
         backbone: tokens to embeddings.
-        head: embeddings to rewards.
+        head: embeddings to rewards, and to what else an objective asks for.
         tokenizer: a fast tokenizer that has a padding token.
         max_length: tokens of a prompt with one response; None for no limit.
     """
 
-    def __init__(
-        self,
-        backbone: Backbone,
-        head: LinearHead,
-        tokenizer: PreTrainedTokenizerFast,
-        max_length: int | None,
-        dtype: str,
-        name: str,
-    ) -> None:
+    def __init__(self, parts: Parts, max_length: int | None, name: str) -> None:
         super().__init__()
-        check_vocabulary(tokenizer, backbone.config, name)
-        self.backbone = backbone
-        self.head = head
-        self.tokenizer = tokenizer
-        self.dtype = dtype
+        check_vocabulary(parts.tokenizer, parts.backbone.config, name)
+        self.backbone = parts.backbone
+        self.head = parts.head
+        self.tokenizer = parts.tokenizer
+        self.dtype = parts.dtype
         self.name = name
         self._tokenizer_files: dict[str, str | bytes] | None = None
-        natural = natural_length(tokenizer, backbone.config, backbone.position_limit)
+        natural = natural_length(self.tokenizer, self.backbone.config, self.backbone.position_limit)
         self.max_length = natural if max_length is None else max_length
 
     # Where a model comes from
@@ -90,7 +62,9 @@ class RewardModel(nn.Module):
         attention: str | None = None,
         dropout: float = 0.0,
         max_length: int | None = None,
+        head: Head | None = None,
         head_seed: int | None = None,
+        keep_lm_head: bool = False,
     ) -> RewardModel:
         """A model to be trained, in training mode.
 
@@ -104,7 +78,10 @@ class RewardModel(nn.Module):
             attention: ``eager``, ``sdpa``, ``flex_attention``, ``flash_attention_2`` or ``_3``; None for the default.
             dropout: the value of every dropout probability of the backbone.
             max_length: tokens of a prompt with one response; None for the most that the backbone is made for.
+            head: which head to train, copied; one that differs from the model's own starts fresh. None for the model's
+                own, or a linear one.
             head_seed: draws a fresh head from a generator of its own; None from torch's global random state.
+            keep_lm_head: keeps and trains the language-model head of a decoder; `forward` then gives log_probability.
 
         Raises:
             UserError: there is no such model, it cannot be read, or an option does not suit it.
@@ -116,6 +93,11 @@ class RewardModel(nn.Module):
                 raise UserError(
                     f"model.pooling: {name!r} was trained with {description.get('pooling')}; leave it at auto"
                 )
+            if keep_lm_head and not description.get("keep_lm_head"):
+                raise UserError(
+                    f"model.keep_lm_head: {name!r} was saved without its language-model head; start from the "
+                    "causal language model, or leave it false"
+                )
             return cls.from_description(
                 description,
                 state,
@@ -123,25 +105,29 @@ class RewardModel(nn.Module):
                 attention=attention,
                 dropout=dropout,
                 max_length=max_length,
+                head=head,
+                head_seed=head_seed,
+                keep_lm_head=keep_lm_head,
                 name=place.source,
             ).train()
-        model, _ = cls._assemble(
+        parts = read_parts(
             place,
             "model.backbone",
             pooling=pooling,
             dtype=dtype,
             attention=attention,
             dropout=dropout,
-            max_length=max_length,
+            head=head,
             head_seed=head_seed,
+            keep_lm_head=keep_lm_head,
         )
-        return model.train()
+        return cls(parts, max_length, place.name).train()
 
     @classmethod
     def from_pretrained(
         cls, name: str, *, dtype: str = "float32", max_length: int | None = None, key: str = "model"
     ) -> RewardModel:
-        """A model to be used, in evaluation mode.
+        """A model to be used, in evaluation mode, without the language-model head that it may have been trained with.
 
         Args:
             name: a run directory (its best checkpoint, else its last), a checkpoint file, an exported or other Hugging
@@ -156,46 +142,18 @@ class RewardModel(nn.Module):
         place = locate_model(name, key)
         if place.kind == "checkpoint":
             description, state = read_checkpoint(place.source, key)
-            model = cls.from_description(description, state, dtype=dtype, max_length=max_length, name=place.source)
-            return model.eval()
-        with _seeded(FRESH_HEAD_SEED):
-            model, fresh = cls._assemble(place, key, dtype=dtype, max_length=max_length)
-        if fresh:
+            return cls.from_description(
+                description, state, dtype=dtype, max_length=max_length, keep_lm_head=False, name=place.source
+            ).eval()
+        with seeded(FRESH_HEAD_SEED):
+            parts = read_parts(place, key, dtype=dtype)
+        if parts.fresh:
             missing = "weights" if place.kind == "architecture" else "reward head"
             warnings.warn(
                 f"{name!r} has no {missing}: a fresh start from seed {FRESH_HEAD_SEED} stands in, rewards mean nothing",
                 stacklevel=2,
             )
-        return model.eval()
-
-    @classmethod
-    def _assemble(
-        cls,
-        place: ModelPlace,
-        key: str,
-        *,
-        dtype: str,
-        max_length: int | None,
-        pooling: Pooling = "auto",
-        attention: str | None = None,
-        dropout: float = 0.0,
-        head_seed: int | None = None,
-    ) -> tuple[RewardModel, bool]:
-        """A model from anything but a checkpoint, and whether its head is fresh."""
-        config = read_config(place, key)
-        dtype = saved_dtype(config) if dtype == "auto" else dtype
-        weights = torch_dtype(dtype)
-        prepare_config(config, attention=attention, dropout=dropout)
-        tokenizer = load_tokenizer(place.source, key, place.name)
-        if place.kind == "architecture":
-            logger.info("%s holds no weights: the backbone starts from scratch", place.name)
-            backbone, shape = build_backbone(config, pooling, weights)
-        else:
-            with _seeded(head_seed):
-                backbone, shape = load_backbone(place, config, pooling, weights, key)
-        deviation = getattr(config.get_text_config(), "initializer_range", 0.02)
-        head = make_head(shape.in_features, shape.bias, shape.weights, deviation=deviation, seed=head_seed)
-        return cls(backbone, head, tokenizer, max_length, dtype, place.name), shape.weights is None
+        return cls(parts, max_length, place.name).eval()
 
     @classmethod
     def from_description(
@@ -207,6 +165,9 @@ class RewardModel(nn.Module):
         attention: str | None = None,
         dropout: float | None = None,
         max_length: int | None = None,
+        head: Head | None = None,
+        head_seed: int | None = None,
+        keep_lm_head: bool | None = None,
         name: str = "checkpoint",
     ) -> RewardModel:
         """The model that `describe` described, without any folder or hub.
@@ -218,25 +179,33 @@ class RewardModel(nn.Module):
             attention: as in `from_backbone`.
             dropout: as in `from_backbone`; None for the described one.
             max_length: None for the described one.
+            head: as in `from_backbone`; None for the described one.
+            head_seed: as in `from_backbone`.
+            keep_lm_head: False leaves out the language-model head; None for what is described.
             name: what the model is called in messages.
 
         Raises:
             UserError: the description or the weights are not whole.
         """
-        dtype = str(description.get("dtype")) if dtype in (None, "auto") else dtype
-        weights = torch_dtype(dtype)
-        try:
-            config = config_from_dict(description["config"])
-            prepare_config(config, attention=attention, dropout=dropout)
-            backbone, _ = build_backbone(config, description["pooling"], weights, empty=state is not None)
-            head = build_head(description["head"])
-            tokenizer = unpack_tokenizer(description["tokenizer"], description["config"], name)
-            length = description["max_length"] if max_length is None else max_length
-        except (KeyError, ValueError, TypeError, AttributeError) as error:
-            raise UserError(
-                f"{name}: the checkpoint's description of its model is damaged: {one_line(error)}"
-            ) from error
-        model = cls(backbone, head, tokenizer, length, dtype, name)
+        described = bool(description.get("keep_lm_head", False))
+        kept = described if keep_lm_head is None else keep_lm_head and described
+        parts = described_parts(
+            description,
+            dtype=dtype,
+            attention=attention,
+            dropout=dropout,
+            keep_lm_head=kept,
+            empty=state is not None,
+            name=name,
+        )
+        deviation = fresh_deviation(parts.backbone.config)
+        if state is None:
+            parts.head.reset(deviation, None if head_seed is None else torch.Generator().manual_seed(head_seed))
+        elif described and not kept:
+            state = {key: value for key, value in state.items() if not key.startswith("backbone.lm_head.")}
+        if head is not None:
+            parts.head, state = with_head(head, parts.head, state, deviation, head_seed)
+        model = cls(parts, description.get("max_length") if max_length is None else max_length, name)
         if state is not None:
             try:
                 model.load_state_dict(state)
@@ -256,6 +225,7 @@ class RewardModel(nn.Module):
             "dtype": self.dtype,
             "max_length": self.max_length,
             "head": self.head.describe(),
+            "keep_lm_head": self.backbone.lm_head is not None,
         }
 
     # What a model is
@@ -275,7 +245,7 @@ class RewardModel(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return self.head.weight.device
+        return next(self.head.parameters()).device
 
     @property
     def max_length(self) -> int | None:
@@ -291,13 +261,31 @@ class RewardModel(nn.Module):
             raise UserError(f"max_length is {length}, but {self.name} has {limit} positions: set it to {limit} or less")
         self._max_length = length
 
+    @property
+    def tensor_names(self) -> frozenset[str]:
+        """Names of the tensors that Scores hold in training, known without running the model."""
+        kept = {"log_probability"} if self.backbone.lm_head is not None else set()
+        return self.head.tensor_names | kept | {"embeddings"}
+
+    @property
+    def head_is_linear(self) -> bool:
+        """Whether rewards are one linear function of the embeddings, and the head gives nothing else."""
+        return self.head.linear
+
     # What a model does
 
     def forward(self, batch: Batch) -> Scores:
-        """Rewards (R,) and embeddings (R, d) of a micro-batch, float32 whatever the backbone's precision."""
-        embeddings = self.backbone(batch.input_ids, batch.attention_mask, batch.end)
+        """Rewards (R,), embeddings (R, d) and what else the head gives, float32 whatever the backbone's precision.
+
+        With the language-model head, and in training mode only, log_probability (R,) too: that of the responses which
+        a pair has as chosen, and 0 for the others (see `LanguageModelHead`).
+        """
+        embeddings, states = self.backbone(batch.input_ids, batch.attention_mask, batch.end)
         with torch.autocast(batch.input_ids.device.type, enabled=False):
-            return Scores({"rewards": self.head(embeddings), "embeddings": embeddings})
+            tensors = {**self.head(embeddings), "embeddings": embeddings}
+        if self.training and self.backbone.lm_head is not None:
+            tensors["log_probability"] = self.backbone.lm_head(states, batch)
+        return Scores(tensors)
 
     def score(
         self, items: Sequence[Mapping[str, Any]], *, batch_size: int = 16, batch_tokens: int | None = None
@@ -340,14 +328,3 @@ class RewardModel(nn.Module):
         result = np.empty(len(rows))
         result[order] = torch.cat(rewards).cpu().numpy()
         return result.tolist()
-
-
-@contextmanager
-def _seeded(seed: int | None) -> Iterator[None]:
-    """torch's global random state from `seed` for a while; nothing happens for None."""
-    if seed is None:
-        yield
-        return
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        yield

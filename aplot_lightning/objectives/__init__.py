@@ -5,8 +5,9 @@ Every part is a small class that YAML names by its class path, for example `aplo
 
 from __future__ import annotations
 
-from aplot_lightning.objectives.couplings import Coupling, Identity
-from aplot_lightning.objectives.links import Link, Logistic
+from aplot_lightning.objectives.couplings import Coupling, Identity, Sorted
+from aplot_lightning.objectives.ensemble import EnsembleObjective
+from aplot_lightning.objectives.links import BetaLink, Fidelity, Focal, Hinge, Link, Logistic, Probit
 from aplot_lightning.objectives.margins import (
     ColumnMargin,
     ConstantMargin,
@@ -17,28 +18,55 @@ from aplot_lightning.objectives.margins import (
 )
 from aplot_lightning.objectives.objective import Objective, ObjectiveResult
 from aplot_lightning.objectives.part import Part
-from aplot_lightning.objectives.regularizers import Regularizer
-from aplot_lightning.objectives.targets import ColumnTarget, HardTarget, LabelSmoothing, Target
-from aplot_lightning.objectives.weightings import Weighting
+from aplot_lightning.objectives.regularizers import (
+    BatchSum,
+    Centering,
+    InformationBottleneck,
+    LengthDecorrelation,
+    Positive,
+    PriorConstraint,
+    Regularizer,
+    Text,
+)
+from aplot_lightning.objectives.targets import ColumnTarget, HardTarget, LabelSmoothing, Quality, Target
+from aplot_lightning.objectives.weightings import MinNorm, Norm, PartialTransport, Weighting
 
 __all__ = [
+    "BatchSum",
+    "BetaLink",
+    "Centering",
     "ColumnMargin",
     "ColumnTarget",
     "ConstantMargin",
     "Coupling",
+    "EnsembleObjective",
+    "Fidelity",
+    "Focal",
     "HardTarget",
+    "Hinge",
     "Identity",
+    "InformationBottleneck",
     "InstanceMargin",
     "LabelSmoothing",
+    "LengthDecorrelation",
     "Link",
     "Logistic",
     "Margin",
+    "MinNorm",
     "NoMargin",
+    "Norm",
     "Objective",
     "ObjectiveResult",
     "Part",
+    "PartialTransport",
+    "Positive",
+    "PriorConstraint",
+    "Probit",
+    "Quality",
     "Regularizer",
+    "Sorted",
     "Target",
+    "Text",
     "TransportMargin",
     "Weighting",
 ]

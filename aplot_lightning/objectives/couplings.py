@@ -41,3 +41,33 @@ class Identity(Coupling):
 
     def describe(self) -> str:
         return ""
+
+
+class Sorted(Coupling):
+    """Chosen rewards meet rejected ones by rank: the distribution of the former is to lie above the latter's (AOT).
+
+    Formula:
+        Δ_k = r⁺_(k) - r⁻_(k), both sides sorted
+
+    This is optimal transport of the chosen rewards onto the rejected ones in one dimension, for any convex cost; where
+    every gap is above 0, the former dominate the latter stochastically in the first order.
+
+    When to use it: single labels are worth little (or there are no pairs: good responses here, bad ones there), while
+    good responses as a whole should score above bad ones. Which response belongs to which prompt does not count. The
+    optimizer batch is part of the method.
+
+    Source: AOT (2406.05882), its unpaired alignment, with rewards in place of log-ratios.
+
+    Deviations: the paper's losses are of a policy; here the link is free (its logistic one is the default). Exact
+    sorting, not a soft one. What belongs to single pairs has no place here: their margins, targets and weightings are
+    refused, their weights unused.
+    """
+
+    keeps_pairs = False
+    separable = False
+
+    def forward(self, chosen_rewards: Tensor, rejected_rewards: Tensor) -> Tensor:
+        return chosen_rewards.sort(stable=True).values - rejected_rewards.sort(stable=True).values
+
+    def describe(self) -> str:
+        return "sorted"

@@ -12,7 +12,7 @@ from aplot_lightning.errors import UserError
 from aplot_lightning.objectives.couplings import Coupling, Identity
 from aplot_lightning.objectives.links import Link, Logistic
 from aplot_lightning.objectives.margins import ConstantMargin, Margin, NoMargin
-from aplot_lightning.objectives.part import Part, missing_column, missing_tensor
+from aplot_lightning.objectives.part import Part, missing_column, missing_linear_head, missing_tensor
 from aplot_lightning.objectives.regularizers import Regularizer, weighted_mean
 from aplot_lightning.objectives.targets import ColumnTarget, Target
 from aplot_lightning.objectives.weightings import Weighting
@@ -86,6 +86,9 @@ class Objective(nn.Module):
             raise ValueError(f"{name} breaks pairs up: it must be used with NoMargin or ConstantMargin")
         if self.weighting is not None:
             raise ValueError(f"{name} breaks pairs up: it must be used without a weighting")
+        for part in (self.link, self.target):
+            if part.columns or part.tensors:
+                raise ValueError(f"{name} breaks pairs up: it must be used without {type(part).__name__}")
 
     @property
     def parts(self) -> tuple[Part, ...]:
@@ -107,12 +110,15 @@ class Objective(nn.Module):
         """The named tensors of Scores that the model must give, and the part that asks for each."""
         return {tensor: type(part).__name__ for part in self.parts for tensor in part.tensors}
 
-    def require(self, columns: Collection[str], tensors: Collection[str] | None = None) -> None:
+    def require(
+        self, columns: Collection[str], tensors: Collection[str] | None = None, linear_head: bool | None = None
+    ) -> None:
         """Raises UserError unless data and model give everything that is needed.
 
         Args:
             columns: the pair columns that the training data has.
             tensors: the names of the model's Scores; None to leave them unchecked.
+            linear_head: whether the model's rewards are linear in its embeddings; None to leave it unchecked.
         """
         for column, part in self.columns.items():
             if column not in columns:
@@ -120,6 +126,10 @@ class Objective(nn.Module):
         for tensor, part in self.tensors.items():
             if tensors is not None and tensor not in tensors:
                 raise missing_tensor(tensor, part)
+        if linear_head is False:
+            for asking in self.parts:
+                if asking.linear_head:
+                    raise missing_linear_head(type(asking).__name__)
         if not self.coupling.keeps_pairs and "target" in columns:
             name = type(self.coupling).__name__
             raise UserError(f'{name} breaks pairs up: it cannot use the column "target"; take it out of data.train')

@@ -18,6 +18,7 @@ from torch import Tensor
 from torchmetrics.functional import spearman_corrcoef
 
 from aplot_lightning.objectives import TransportMargin
+from aplot_lightning.training.checkpoints import validation_is_due
 from aplot_lightning.training.exact_batch import StepResult
 from aplot_lightning.transport import marginal_error, plan_entropy, transport_cost
 from aplot_lightning.types import Batch
@@ -39,21 +40,24 @@ class EndWithValidation(L.Callback):
         if self._validated_at == trainer.global_step:
             return
         loop = trainer.fit_loop.epoch_loop
-        loop._batches_that_stepped -= 1  # loggers number a validation by the step before it, as they do in an epoch
+        loop._batches_that_stepped = trainer.global_step - 1  # loggers count from 0, as for validations in an epoch
+        loop.val_loop.restarting = False  # a run that was stopped at its last step goes on with this, from its start
         trainer.validating = True
         loop.val_loop.run()
         trainer.training = True
-        loop._batches_that_stepped += 1
+        loop._batches_that_stepped = trainer.global_step
 
 
 class GracefulStop(L.Callback):
     """On SIGTERM, finishes the step, lets all ranks agree, and stops with a checkpoint of that step.
 
+    Where a validation is due after the step, it is done first: Lightning would not make up for it in a resumed run.
     Lightning's own handler would run a collective inside the signal handler, in which two ranks crash.
     """
 
     def __init__(self) -> None:
         self.asked = False
+        self.agreed = False
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         signal.signal(signal.SIGTERM, self._ask)
@@ -61,7 +65,16 @@ class GracefulStop(L.Callback):
     def _ask(self, number: int, frame: FrameType | None) -> None:
         self.asked = True
 
+    def on_train_batch_start(self, *arguments: Any) -> None:
+        if self.agreed:
+            raise SIGTERMException
+
     def on_train_batch_end(self, trainer: L.Trainer, *arguments: Any) -> None:
+        self.agreed = trainer.strategy.reduce_boolean_decision(self.asked, all=False)
+        if self.agreed and not validation_is_due(trainer):
+            raise SIGTERMException
+
+    def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         if trainer.strategy.reduce_boolean_decision(self.asked, all=False):
             raise SIGTERMException
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from aplot_lightning.errors import UserError
+from aplot_lightning.evaluation.metrics import summarise_set
 
 FOLDER = "checkpoints"
 LOWER_IS_BETTER = ("log_loss", "ece", "loss")
@@ -28,7 +31,8 @@ class LastCheckpoint(Checkpoint):
         self._saved_at = -1
 
     def on_train_batch_end(self, trainer: L.Trainer, *arguments: Any) -> None:
-        if self.every_n_steps and trainer.global_step % self.every_n_steps == 0:
+        # a run that goes on from here would take a validation that is due for done; its end saves too
+        if self.every_n_steps and trainer.global_step % self.every_n_steps == 0 and not validation_is_due(trainer):
             self._save(trainer)
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
@@ -52,7 +56,26 @@ class LastCheckpoint(Checkpoint):
         self._saved_at = trainer.global_step
 
 
-def best_checkpoint(run_dir: Path, monitor: str) -> ModelCheckpoint:
+def validation_is_due(trainer: L.Trainer) -> bool:
+    """Whether Lightning validates after the step that just ended."""
+    loop = trainer.fit_loop
+    assert loop._data_fetcher is not None
+    return trainer.limit_val_batches != 0 and loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """A ModelCheckpoint that remembers its best also where the run directory was moved."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        def here(path: str) -> str:
+            return str(Path(str(self.dirpath), Path(path).name)) if path else path
+
+        paths = {name: here(state_dict[name]) for name in state_dict if name.endswith("_model_path")}
+        kept = {here(path): score for path, score in state_dict["best_k_models"].items()}
+        super().load_state_dict({**state_dict, **paths, "best_k_models": kept, "dirpath": self.dirpath})
+
+
+def best_checkpoint(run_dir: Path, monitor: str) -> BestCheckpoint:
     """Keeps `best.ckpt` by a metric that may select. Raises UserError for a test set (method.md section 5)."""
     stem, _, metric = monitor.rpartition("/")
     if not (stem == "validation" or stem.startswith("ood_validation/")):
@@ -61,7 +84,7 @@ def best_checkpoint(run_dir: Path, monitor: str) -> ModelCheckpoint:
             "data.ood_validation, such as validation/accuracy"
         )
     mode = "min" if metric in LOWER_IS_BETTER else "max"
-    return ModelCheckpoint(
+    return BestCheckpoint(
         dirpath=run_dir / FOLDER,
         filename="best",
         monitor=monitor,
@@ -71,6 +94,26 @@ def best_checkpoint(run_dir: Path, monitor: str) -> ModelCheckpoint:
         enable_version_counter=False,
         auto_insert_metric_name=False,
     )
+
+
+def can_select(monitor: str, sets: Collection[str]) -> bool:
+    """Whether the evaluation sets that there are measure `monitor`; warns where small data left no `validation` set.
+
+    Raises UserError for a set or a metric that there is not.
+    """
+    stem, _, metric = monitor.rpartition("/")
+    metrics = [name for name in summarise_set(None) if name not in ("ci95", "pairs")]
+    if metric not in metrics:
+        raise UserError(f"monitor: there is no metric {metric!r}; choose from {', '.join(metrics)}")
+    if stem in sets:
+        return True
+    if stem != "validation":
+        raise UserError(f"monitor: there is no set {stem}; name it in data.ood_validation or choose another --monitor")
+    rank_zero_warn(
+        "no training prompt was held out as validation set (data.validation_share): nothing selects a checkpoint, and "
+        "best.ckpt is the last"
+    )
+    return False
 
 
 def find_checkpoint(name: str, run_dir: Path) -> Path:

@@ -16,7 +16,7 @@ from jsonargparse import ArgumentError
 from jsonargparse.typing import PositiveInt
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from aplot_lightning.cli import TERMINATED, one_line
@@ -24,7 +24,7 @@ from aplot_lightning.data.datamodule import PreferenceDataModule
 from aplot_lightning.errors import UserError
 from aplot_lightning.evaluation.report import compare_runs
 from aplot_lightning.training.callbacks import EndWithValidation, GracefulStop, MarginDiagnostics, Throughput
-from aplot_lightning.training.checkpoints import FOLDER, LastCheckpoint, best_checkpoint, find_checkpoint
+from aplot_lightning.training.checkpoints import FOLDER, LastCheckpoint, best_checkpoint, can_select, find_checkpoint
 from aplot_lightning.training.module import RewardModelingModule
 from aplot_lightning.training.record import RunRecord
 
@@ -124,16 +124,17 @@ class AplotCLI(LightningCLI):
             self.record,
         ]
         if self.subcommand == "fit":
-            callbacks += [
-                best_checkpoint(self.run_dir, config.monitor),
-                LastCheckpoint(self.run_dir, config.checkpoint_every_n_steps),
-            ]
+            callbacks += [best_checkpoint(self.run_dir, config.monitor)] if self.selects else []
+            callbacks.append(LastCheckpoint(self.run_dir, config.checkpoint_every_n_steps))
         logger = given.get("logger")
         if logger is None or logger is True:
             logger = TensorBoardLogger(str(self.run_dir), name="", version="", default_hp_metric=False)
-        return super().instantiate_trainer(
-            callbacks=callbacks, logger=logger, default_root_dir=str(self.run_dir), **options
-        )
+        try:
+            return super().instantiate_trainer(
+                callbacks=callbacks, logger=logger, default_root_dir=str(self.run_dir), **options
+            )
+        except (MisconfigurationException, TypeError, ValueError) as error:  # what Lightning refuses of trainer.*
+            raise UserError(f"trainer: {' '.join(str(error).split())}") from error
 
     def _config_text(self) -> str:
         """The whole config as YAML, without the checkpoint it went on from and without where configs lay."""
@@ -148,6 +149,9 @@ class AplotCLI(LightningCLI):
         self.datamodule.setup()
         if self.subcommand == "fit":
             self.model.require_columns(self.datamodule.columns)
+            config = self.config[self.subcommand]
+            validates = config.trainer.limit_val_batches != 0
+            self.selects = validates and can_select(config.monitor, self.datamodule.evaluation_sets)
 
     def before_fit(self) -> None:
         config = self.config[self.subcommand]
@@ -163,10 +167,10 @@ class AplotCLI(LightningCLI):
             events.unlink()
 
     def after_fit(self) -> None:
-        """Takes the figures from the best checkpoint."""
+        """Takes the figures from the best checkpoint, which is the last where nothing selects one."""
         best = self.run_dir / FOLDER / "best.ckpt"
         last = self.run_dir / FOLDER / "last.ckpt"
-        if self.trainer.is_global_zero and not best.exists():
+        if self.trainer.is_global_zero and not (self.selects and best.exists()):
             shutil.copyfile(last, best)
         self.trainer.strategy.barrier()
         if self.trainer.limit_val_batches == 0:
@@ -202,9 +206,12 @@ def run(arguments: list[str]) -> int:
     warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated", category=FutureWarning)  # Lightning's own
     warnings.filterwarnings("ignore", message=".*does not have many workers")  # batches are ready-made
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")  # checked before
+    warnings.filterwarnings("ignore", message=".*your dataloader is not resumable")  # it is: see StepSampler
+    warnings.filterwarnings("ignore", message="Be aware that when using `ckpt_path`")  # evaluating saves nothing
     for name in ("utilities.rank_zero", "trainer.connectors.checkpoint_connector"):
         logging.getLogger(f"lightning.pytorch.{name}").addFilter(_is_telling)
-    lenient = {name: {"exit_on_error": False} for name in LightningCLI.subcommands()}
+    # errors as exceptions, and no key by its first letters: a mistyped one is said
+    parsing = {"exit_on_error": False, "allow_abbrev": False}
     try:
         AplotCLI(
             RewardModelingModule,
@@ -214,7 +221,7 @@ def run(arguments: list[str]) -> int:
             seed_everything_default=0,
             trainer_defaults=defaults,
             auto_configure_optimizers=False,
-            parser_kwargs={"exit_on_error": False, **lenient},
+            parser_kwargs={**parsing, **dict.fromkeys(LightningCLI.subcommands(), parsing)},
             args=None if arguments == sys.argv[1:] else arguments,
         )
     except ArgumentError as error:

@@ -98,7 +98,7 @@ def _separable_step(score: Score, objective: Objective, micro_batches: Sequence[
         scores = score(batch)
         parts.append(scores.detach())
         with torch.autocast(device.type, enabled=False):
-            loss = objective(scores, batch.pairs).loss * (weights[place] / total * _world_size())
+            loss = objective(scores, batch.pairs).loss * (weights[place] / total * _world_size()) + _nothing(scores)
         if place < len(micro_batches) - 1:
             _backward(loss, device)
     pairs = Pairs.concatenate([batch.pairs for batch in micro_batches], [len(part) for part in parts])
@@ -137,9 +137,14 @@ def _carrier(scores: Scores, cotangents: dict[str, Tensor], value: Tensor | None
     with torch.autocast(scores.rewards.device.type, enabled=False):
         carrier = sum(
             ((scores.tensors[name] * cotangent).sum() for name, cotangent in cotangents.items()),
-            start=scores.rewards.sum() * 0,
+            start=_nothing(scores),
         )
         return carrier if value is None else carrier - carrier.detach() + value
+
+
+def _nothing(scores: Scores) -> Tensor:
+    """Zero, hanging on every tensor: data-parallel strategies wait for a gradient of each parameter, used or not."""
+    return sum((tensor.sum() * 0 for tensor in scores.tensors.values()), start=torch.zeros_like(scores.rewards[0]))
 
 
 def _backward(loss: Tensor, device: torch.device) -> None:

@@ -17,6 +17,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from aplot_lightning.errors import NotFiniteError, RunError, UserError
 from aplot_lightning.evaluation.metrics import PairPredictions, ood_mean
 from aplot_lightning.model import RewardModel
+from aplot_lightning.model.heads import Head
 from aplot_lightning.objectives import Objective
 from aplot_lightning.training.exact_batch import StepResult, whole_batch_step
 from aplot_lightning.types import Batch
@@ -41,6 +42,10 @@ class RewardModelingModule(L.LightningModule):
         learning_rate: the highest, after warm-up.
         weight_decay: decoupled, on matrices only (not on biases and norms).
         warmup_share: share of the optimizer steps in which the learning rate rises.
+        head: what makes a reward of the embedding, and what else the objective needs; null for the head that the model
+            comes with, else a linear one.
+        keep_lm_head: keeps and trains the backbone's language-model head too, for objectives that read the probability
+            of the chosen text; the backbone must be a causal language model.
     """
 
     def __init__(
@@ -55,10 +60,18 @@ class RewardModelingModule(L.LightningModule):
         learning_rate: PositiveFloat = 1e-5,
         weight_decay: NonNegativeFloat = 0.0,
         warmup_share: NonNegativeFloat = 0.03,
+        head: Head | None = None,
+        keep_lm_head: bool = False,
     ) -> None:
         super().__init__()
         self.reward_model = RewardModel.from_backbone(
-            init_from or backbone, pooling=pooling, dtype=dtype, attention=attention, dropout=float(dropout)
+            init_from or backbone,
+            pooling=pooling,
+            dtype=dtype,
+            attention=attention,
+            dropout=float(dropout),
+            head=head,
+            keep_lm_head=keep_lm_head,
         )
         self.objective = objective or Objective()
         # plain floats: jsonargparse's own number types would end in the checkpoint, which must load without pickles
@@ -90,12 +103,12 @@ class RewardModelingModule(L.LightningModule):
         return limit
 
     def require_columns(self, missing: Mapping[str, int]) -> None:
-        """Raises UserError where the objective needs a column that training pairs lack.
+        """Raises UserError where the objective needs a column that training pairs lack, or another head.
 
         Args:
             missing: each column that the training data has, and how many pairs are without a value.
         """
-        self.objective.require(missing)
+        self.objective.require(missing, self.reward_model.tensor_names, self.reward_model.head_is_linear)
         for column, part in self.objective.columns.items():
             if missing[column]:
                 raise UserError(
@@ -104,6 +117,12 @@ class RewardModelingModule(L.LightningModule):
                 )
 
     # Training
+
+    def on_train_start(self) -> None:
+        fetcher = self.trainer.fit_loop._data_fetcher
+        if self.global_step and fetcher is not None:
+            # the loader's iterator was made to count the steps, before Lightning restored the one to go on from
+            iter(fetcher)
 
     def training_step(self, micro_batches: list[Batch], batch_index: int) -> Tensor:
         self._reseed()

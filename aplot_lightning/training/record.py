@@ -160,8 +160,12 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in config.items():
         if isinstance(value, Mapping):
             flat |= _flat(value, f"{prefix}{key}.")
-        elif isinstance(value, str | int | float | bool):
-            flat[f"{prefix}{key}"] = value
+        else:
+            # plain types: jsonargparse's own numbers would stand on the hyperparameters page as text
+            for kind in (bool, int, float, str):
+                if isinstance(value, kind):
+                    flat[f"{prefix}{key}"] = kind(value)
+                    break
     return flat
 
 

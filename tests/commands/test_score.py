@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -225,3 +226,88 @@ def test_help_and_mistakes_do_not_wait_for_torch():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["UserError", "False", "False"], done.stderr
     assert time.perf_counter() - started < 5  # far less than that; torch and transformers alone take longer
+
+
+# Several models
+
+
+@pytest.fixture(scope="module")
+def others(model, tmp_path_factory) -> list[str]:
+    """Two more models of the same sizes, with other weights and an order of words of their own."""
+    folders = []
+    for seed in (2, 3):
+        folder = tmp_path_factory.mktemp("other")
+        shutil.copytree(model, folder, dirs_exist_ok=True)
+        torch.manual_seed(seed)
+        config = AutoConfig.from_pretrained(model)
+        AutoModelForSequenceClassification.from_config(config).save_pretrained(folder)
+        tokenizer = json.loads((folder / "tokenizer.json").read_text())
+        vocabulary = tokenizer["model"]["vocab"]
+        vocabulary["cat"], vocabulary["dog"] = (vocabulary["cat"], vocabulary["dog"])[:: 1 if seed == 2 else -1]
+        (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+        folders.append(str(folder))
+    return folders
+
+
+@pytest.mark.parametrize("combine", ["mean", "minimum", "mean_minus_variance"])
+def test_an_ensemble_combines_what_each_model_says(model, others, tmp_path, combine):
+    source = write(tmp_path / "in.jsonl", GOOD)
+    main(model, str(source), str(tmp_path / "out.jsonl"), ensemble=others, combine=combine)
+    loaded = [RewardModel.from_pretrained(name) for name in (model, *others)]
+
+    def combined(prompt, response):
+        rewards = np.array([one.score([{"prompt": prompt, "response": response}])[0] for one in loaded])
+        values = {"mean": rewards.mean(), "minimum": rewards.min(), "mean_minus_variance": rewards.mean()}
+        return pytest.approx(values[combine] - rewards.var() * (combine == "mean_minus_variance"), abs=1e-6)
+
+    rows = read(tmp_path / "out.jsonl")
+    assert rows[0]["chosen_reward"] == combined("who is ?", "the cat")
+    assert rows[0]["rejected_reward"] == combined("who is ?", "no")
+    assert rows[1]["rewards"] == [combined("what ?", response) for response in GOOD[1]["responses"]]
+    assert rows[2]["reward"] == combined("what ?", "yes")
+
+
+def test_an_ensemble_of_equals_is_the_model_itself(model, tmp_path):
+    source = write(tmp_path / "in.jsonl", GOOD)
+    main(model, str(source), str(tmp_path / "one.jsonl"))
+    for combine in ("mean", "minimum", "mean_minus_variance"):
+        main(model, str(source), str(tmp_path / f"{combine}.jsonl"), ensemble=[model], combine=combine)
+        assert read(tmp_path / f"{combine}.jsonl") == read(tmp_path / "one.jsonl")
+
+
+def test_a_row_that_one_model_cannot_read_is_null(model, others, tmp_path, capsys):
+    folder = tmp_path / "strict"
+    shutil.copytree(others[0], folder)
+    template = "{% for m in messages %}{% if m['content'] == 'yes' %}{{ raise_exception('no') }}{% endif %}"
+    (folder / "chat_template.jinja").write_text(template + "{{ m['content'] }} <eos>{% endfor %}")
+    source = write(tmp_path / "in.jsonl", [GOOD[2], *GOOD[:2], BAD[2]])
+    main(model, str(source), str(tmp_path / "out.jsonl"), ensemble=[others[0], str(folder)])
+    rows = read(tmp_path / "out.jsonl")
+    assert [None in row.values() for row in rows] == [True, False, True, True]  # one bad response is enough
+    assert capsys.readouterr().err.splitlines()[-1] == "warning: 3 of 4 rows have null rewards"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"ensemble": ["/no/such/model"]}, r"^--ensemble: '/no/such/model' does not exist"),
+        ({"combine": "minimum"}, r"^--combine minimum needs further models: name them by --ensemble"),
+        ({"ensemble": [], "combine": "minimum"}, r"^--combine minimum needs further models"),
+    ],
+)
+def test_mistakes_of_an_ensemble(model, tmp_path, change, message):
+    source = write(tmp_path / "in.jsonl", GOOD)
+    with pytest.raises(UserError, match=message):
+        main(model, str(source), str(tmp_path / "out.jsonl"), **change)
+    assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
+
+
+def test_an_ensemble_is_named_on_the_command_line(model, others, tmp_path):
+    from aplot_lightning import cli
+
+    source, target = write(tmp_path / "in.jsonl", GOOD), tmp_path / "out.jsonl"
+    words = ["--model", model, "--input", str(source), "--output", str(target), "--combine"]
+    listed = ["--ensemble", f"[{','.join(others)}]"]
+    assert cli.main(["score", *words, "minimum", *listed]) == 0
+    assert len(read(target)) == len(GOOD)
+    assert cli.main(["score", *words, "median", *listed]) == 2

@@ -19,6 +19,15 @@ from transformers import AutoModel, AutoModelForSequenceClassification
 from aplot_lightning.data.batching import pad_rows
 from aplot_lightning.data.comparisons import conversation_of
 from aplot_lightning.errors import UserError
+from aplot_lightning.model.heads import (
+    MLP,
+    Bottleneck,
+    Ensemble,
+    Linear,
+    QualityAndLength,
+    WithConfidence,
+    WithVariance,
+)
 from aplot_lightning.model.reward_model import RewardModel
 from aplot_lightning.types import Batch, Pairs
 
@@ -348,3 +357,82 @@ def test_real_models_score_the_same_for_every_batch(name):
     alone = np.asarray(model.score(items, batch_size=1))
     for scores in (model.score(items, batch_size=12), model.score(items[::-1], batch_size=12)[::-1]):
         assert np.abs(np.asarray(scores) - alone).max() <= 1e-3 * np.ptp(alone)
+
+
+HEADS = {
+    "mlp": MLP(hidden_size=5, layers=2, activation="gelu"),
+    "with_variance": WithVariance(),
+    "with_confidence": WithConfidence(),
+    "quality_and_length": QualityAndLength(),
+    "ensemble": Ensemble(members=2),
+    "bottleneck": Bottleneck(dimension=3),
+}
+
+
+@pytest.mark.parametrize("family", ["llama", "bert"])
+@pytest.mark.parametrize("kind", HEADS)
+def test_every_head_scores_from_its_checkpoint_as_in_evaluation(saved, items, tmp_path, kind, family):
+    model = RewardModel.from_backbone(str(saved(family)), head=HEADS[kind], head_seed=3)
+    batch = batch_of(rows_of(model, items), 0)
+    assert set(model(batch).tensors) == model.tensor_names
+    assert not model.head_is_linear
+    model.eval()
+    with torch.no_grad():
+        expected = model(batch).rewards
+    write_checkpoint(model, tmp_path / "a.ckpt")
+    again = RewardModel.from_pretrained(str(tmp_path / "a.ckpt"))
+    assert again.describe() == model.describe()
+    assert again.score(items) == model.score(items)
+    np.testing.assert_allclose(again.score(items, batch_size=2), expected, rtol=1e-4, atol=1e-5)
+    fresh = RewardModel.from_description(model.describe())
+    assert {n: v.shape for n, v in fresh.state_dict().items()} == {n: v.shape for n, v in model.state_dict().items()}
+    assert fresh.head.describe() == model.head.describe()
+    assert len(set(fresh.score(items))) > 1
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_every_head_stays_float32_on_a_bfloat16_backbone(saved, items, kind):
+    model = RewardModel.from_backbone(str(saved("llama")), head=HEADS[kind], dtype="bfloat16").to(torch.bfloat16)
+    scores = model(batch_of(rows_of(model, items), 0))
+    assert {value.dtype for value in scores.tensors.values()} == {torch.float32}
+    assert {value.dtype for value in model.head.state_dict().values()} == {torch.float32}
+
+
+def test_a_checkpoint_keeps_its_head_unless_another_is_asked_for(saved, items, tmp_path):
+    model = RewardModel.from_backbone(str(saved("llama")), head=Ensemble(2), head_seed=3)
+    write_checkpoint(model, tmp_path / "a.ckpt")
+
+    def warm(head):
+        return RewardModel.from_backbone(str(tmp_path / "a.ckpt"), head=head, head_seed=5)
+
+    for head in (None, Ensemble(2)):
+        assert warm(head).score(items) == model.score(items)
+    for head, kind in ((Ensemble(3), "ensemble"), (MLP(), "mlp"), (Linear(), "linear")):
+        other = warm(head)
+        assert other.head.kind == kind
+        assert other.score(items) == warm(head).score(items) != model.score(items)
+        for name, value in other.backbone.state_dict().items():
+            assert torch.equal(value, model.backbone.state_dict()[name])
+    assert warm(Linear()).head_is_linear
+    # a folder's own linear head is kept where a linear one is asked for
+    plain = RewardModel.from_backbone(str(saved("llama")))
+    assert RewardModel.from_backbone(str(saved("llama")), head=Linear()).score(items) == plain.score(items)
+
+
+def test_names_of_the_linear_head_and_old_descriptions(saved, items):
+    model = RewardModel.from_backbone(str(saved("bert")))
+    assert model.tensor_names == {"rewards", "embeddings"}
+    assert model.head_is_linear
+    old = {key: value for key, value in model.describe().items() if key != "keep_lm_head"}
+    assert old["head"] == {"kind": "linear", "in_features": 32, "bias": True}
+    assert RewardModel.from_description(old, model.state_dict()).eval().score(items) == model.score(items)
+
+
+def test_an_unknown_head_in_a_checkpoint_is_named(saved, tmp_path):
+    model = RewardModel.from_backbone(str(saved("llama")))
+    for head in ({"kind": "os.system", "in_features": 32, "bias": False}, {**model.head.describe(), "command": "x"}):
+        content = {"state_dict": {}, "reward_model": {**model.describe(), "head": head}}
+        torch.save(content, tmp_path / "a.ckpt")
+        with pytest.raises(UserError, match="description of its model is damaged") as caught:
+            RewardModel.from_pretrained(str(tmp_path / "a.ckpt"))
+        assert "\n" not in str(caught.value)

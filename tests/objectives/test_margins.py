@@ -4,10 +4,19 @@ import numpy as np
 import ot
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy.special import expit
 
 from aplot_lightning.errors import UserError
-from aplot_lightning.objectives import ColumnMargin, ConstantMargin, InstanceMargin, NoMargin, TransportMargin
+from aplot_lightning.objectives import (
+    ColumnMargin,
+    ConstantMargin,
+    InstanceMargin,
+    NoMargin,
+    Objective,
+    TransportMargin,
+)
 from aplot_lightning.transport import transport_cost, transport_margin, transport_plan
 from aplot_lightning.types import Scores
 
@@ -166,3 +175,200 @@ def test_no_pairs_no_margins(make_batch, part):
 def test_options_out_of_range_are_named(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+# The queue
+
+
+def queued(size=4, **options):
+    return TransportMargin(support="queue", queue_size=size, **options)
+
+
+def by_hand(scores, pairs, older_rewards, older_embeddings):
+    """Conditional margins against the pairs' own rejected responses and the older ones, by numpy and POT."""
+    chosen, rejected = scores.pairs(pairs)
+    rewards = np.concatenate([rejected.rewards.numpy(), older_rewards])
+    embeddings = np.concatenate([rejected.embeddings.numpy(), older_embeddings])
+    h, k = (x / np.linalg.norm(x, axis=1)[:, None] for x in (chosen.embeddings.numpy(), embeddings))
+    cost = 0.9 * (1 - expit(np.abs(np.subtract.outer(chosen.rewards.numpy(), rewards)))) + 0.1 * h @ k.T
+    rows, columns = (np.full(count, 1 / count) for count in cost.shape)
+    plan = ot.sinkhorn(rows, columns, cost, 0.1, method="sinkhorn_log", numItermax=50, stopThr=0, warn=False)
+    return len(chosen) * (plan * cost).sum(axis=1)
+
+
+def test_queue_is_transported_against_together_with_the_own_rejected(make_batch):
+    part, rewards, embeddings = queued(), np.zeros(0), np.zeros((0, 6))
+    for seed, n in enumerate((3, 2, 5, 1)):
+        scores, pairs = make_batch(n, seed)
+        expected = by_hand(scores, pairs, rewards, embeddings)
+        np.testing.assert_allclose(margins_of(part, scores, pairs), expected, atol=1e-12)
+        _, rejected = scores.pairs(pairs)
+        rewards = np.concatenate([rejected.rewards, rewards])[:4]
+        embeddings = np.concatenate([rejected.embeddings, embeddings])[:4]
+        held = part.queue.contents()
+        np.testing.assert_array_equal(held[0], rewards)
+        np.testing.assert_array_equal(held[1], embeddings)
+
+
+def test_an_empty_queue_is_transport_inside_the_micro_batch(make_batch):
+    for n in (1, 5):
+        scores, pairs = make_batch(n)
+        expected = margins_of(TransportMargin(), scores, pairs)
+        torch.testing.assert_close(margins_of(queued(), scores, pairs), expected)
+
+
+@pytest.mark.parametrize("reading", ["conditional", "mass", "total"])
+def test_queue_passes_the_reading_on(make_batch, reading):
+    part = queued(reading=reading, factor=2.0)
+    margins_of(part, *make_batch(4, 0))
+    scores, pairs = make_batch(3, 1)
+    cost, plan = part.solve(*scores.pairs(pairs))
+    assert cost.shape == plan.shape == (3, 7)
+    np.testing.assert_allclose(plan.sum(1), 1 / 3)
+    np.testing.assert_allclose(plan.sum(0), 1 / 7, atol=1e-6)
+    moved = plan * cost
+    expected = {"conditional": 3 * moved.sum(1), "mass": moved.sum(1), "total": moved.sum().expand(3)}[reading]
+    np.testing.assert_allclose(margins_of(part, scores, pairs), 2 * expected, atol=1e-12)
+
+
+def test_queue_holds_centered_rewards_where_these_enter_the_cost(make_batch):
+    part = queued(rewards="centered")
+    scores, pairs = make_batch(3)
+    chosen, rejected = scores.pairs(pairs)
+    margins_of(part, scores, pairs)
+    torch.testing.assert_close(part.queue.contents()[0], (rejected.rewards - chosen.rewards) / 2)
+
+
+def test_queue_advances_once_a_step_only_while_training(make_batch):
+    part = queued(6)
+    scores, pairs = make_batch(2, 0)
+    margins_of(part.eval(), scores, pairs)
+    with torch.no_grad():  # the objective's second call, for the log
+        margins_of(part.train(), scores, pairs)
+    part.solve(*scores.pairs(pairs))
+    margins_of(part, *make_batch(0))
+    assert part.queue.count.item() == 0
+    margins_of(part, scores, pairs)
+    assert part.queue.count.item() == 2
+    held = part.queue.contents()[0]
+    with torch.no_grad():
+        margins_of(part, *make_batch(2, 1))
+    assert torch.equal(part.queue.contents()[0], held)
+
+
+def test_a_step_of_the_queue_is_one_pass_over_the_micro_batches(make_batch):
+    """Through the trainer's own step: as many forward passes and queued responses as there are."""
+    from aplot_lightning.training.exact_batch import whole_batch_step
+    from aplot_lightning.types import Batch
+
+    head = torch.nn.Linear(6, 1, bias=False)
+    objective, calls = Objective(margin=queued(64)), []
+    batches = []
+    for seed in range(3):
+        scores, pairs = make_batch(4, seed, dtype=torch.float32)
+        pairs.columns["index"] = torch.arange(4 * seed, 4 * seed + 4)
+        tokens = torch.full((8, 1), seed)
+        batches.append((Batch(tokens, torch.ones_like(tokens), torch.zeros(8, dtype=torch.int64), pairs), scores))
+
+    def score(batch):
+        calls.append(int(batch.input_ids[0, 0]))
+        embeddings = batches[calls[-1]][1].embeddings
+        return Scores({"rewards": head(embeddings).squeeze(1), "embeddings": embeddings})
+
+    step = whole_batch_step(score, objective, [batch for batch, _ in batches])
+    step.loss.backward()
+    assert calls == [0, 1, 2]
+    assert objective.separable
+    assert objective.margin.queue.count.item() == 12
+    cost, plan = objective.margin.solve(*step.scores.pairs(step.pairs))
+    assert cost.shape == plan.shape == (12, 24)
+
+
+def test_queue_is_detached_and_the_gradient_only_the_own_pairs(make_batch):
+    part = queued(detach=False)
+    leaves = []
+    for seed in range(2):
+        scores, pairs = make_batch(3, seed)
+        leaves.append(scores.map(lambda tensor: tensor.requires_grad_()))
+        margins = margins_of(part, leaves[-1], pairs)
+    assert not any(tensor.requires_grad for tensor in part.queue.buffers())
+    margins.sum().backward()
+    assert leaves[0].rewards.grad is None
+    assert leaves[1].rewards.grad.abs().max() > 0
+    assert leaves[1].embeddings.grad.abs().max() > 0
+    assert not margins_of(queued(), leaves[1], pairs).requires_grad
+
+
+def test_queue_goes_on_from_its_state(make_batch):
+    part, again = queued(), queued()
+    for seed in range(3):
+        margins_of(part, *make_batch(3, seed))
+    again.load_state_dict(part.state_dict())
+    later = make_batch(3, 9)
+    assert torch.equal(margins_of(again, *later), margins_of(part, *later))
+    assert torch.equal(again.queue.contents()[1], part.queue.contents()[1])
+    again.load_state_dict(queued().state_dict())  # an empty one, over a full one
+    torch.testing.assert_close(margins_of(again, *later), margins_of(TransportMargin(), *later))
+
+
+@pytest.mark.parametrize("size", [2, 7])
+def test_queue_of_another_size_takes_the_newest_of_a_state(make_batch, size):
+    part, other = queued(4), queued(size)
+    margins_of(part, *make_batch(6))
+    saved = {name: tensor.clone() for name, tensor in part.state_dict().items()}
+    other.load_state_dict(saved)
+    kept = min(size, 4)
+    assert torch.equal(other.queue.contents()[0], part.queue.contents()[0][:kept])
+    margins_of(other, *make_batch(1))
+    assert other.queue.count.item() == min(size, 5)
+    assert other.queue.embeddings.shape == (size, 6)
+
+
+def test_queue_of_half_precision_scores_is_float32(make_batch):
+    objective = Objective(margin=queued()).to(torch.bfloat16)
+    for seed in range(2):
+        scores, pairs = make_batch(3, seed, dtype=torch.bfloat16)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            result = objective(scores.map(lambda tensor: tensor.requires_grad_()), pairs)
+    held = objective.to(torch.bfloat16).margin.queue.contents()
+    assert held[0].dtype == held[1].dtype == result.margins.dtype == torch.float32
+    assert torch.equal(held[0][:3], scores.rewards[pairs.rejected].float())
+
+
+def test_without_a_queue_there_is_no_state_and_no_separability():
+    assert not TransportMargin().state_dict()
+    assert not TransportMargin().separable
+    assert sorted(queued().state_dict()) == ["queue.count", "queue.embeddings", "queue.rewards"]
+
+
+@settings(deadline=None, max_examples=20)
+@given(n=st.integers(1, 5), size=st.integers(1, 6), seed=st.integers(0, 1000), scale=st.sampled_from([0.0, 1.0, 1e4]))
+def test_queue_stays_finite_for_ties_duplicates_and_huge_gaps(make_batch, n, size, seed, scale):
+    part = queued(size, detach=False)
+    for step in range(3):
+        scores, pairs = make_batch(n, seed + step, dtype=torch.float32)
+        leaves = Scores({**scores.tensors, "rewards": scale * scores.rewards}).map(lambda t: t.requires_grad_())
+        doubled = pairs.select(torch.arange(2 * n) % n)
+        result = Objective(margin=part)(leaves, doubled)
+        result.loss.backward()
+        assert torch.isfinite(result.margins).all()
+        assert all(torch.isfinite(tensor.grad).all() for tensor in leaves.tensors.values())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"support": "all"}, "^support must be one of batch, queue, got 'all'"),
+        ({"queue_size": 0}, "^queue_size must be a whole number of at least 1, got 0"),
+        ({"queue_size": 2.5}, "^queue_size must be"),
+        ({"support": "queue", "reading": "diagonal"}, "^reading must be conditional, mass or total with support"),
+        ({"support": "queue", "diagonal": False}, '^diagonal must be true with support "queue"'),
+    ],
+)
+def test_queue_options_out_of_range_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        TransportMargin(**options)
+
+
+def test_queue_is_named_in_the_description():
+    assert queued(256).describe().endswith("conditional, factor 1, queue of 256)")

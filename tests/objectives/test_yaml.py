@@ -10,6 +10,7 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
 from aplot_lightning import objectives
+from aplot_lightning.model.heads import Head
 from aplot_lightning.objectives import Objective
 
 FOLDER = Path(__file__).parents[2] / "conf" / "objective"
@@ -21,6 +22,24 @@ MADE = {
     "constant": Objective(margin=objectives.ConstantMargin(0.27)),
     "label_smoothing": Objective(target=objectives.LabelSmoothing()),
     "margin": Objective(margin=objectives.ColumnMargin()),
+    "aot": Objective(coupling=objectives.Sorted()),
+    "beta": Objective(link=objectives.BetaLink()),
+    "bsr": Objective(regularizers=[objectives.BatchSum()]),
+    "centering": Objective(regularizers=[objectives.Centering()]),
+    "fidelity": Objective(link=objectives.Fidelity()),
+    "focal": Objective(link=objectives.Focal()),
+    "grm_sft": Objective(regularizers=[objectives.Text()]),
+    "hinge": Objective(link=objectives.Hinge()),
+    "inform": Objective(regularizers=[objectives.InformationBottleneck()]),
+    "mmpo": Objective(target=objectives.Quality()),
+    "odin": Objective(regularizers=[objectives.LengthDecorrelation()]),
+    "pcrm": Objective(regularizers=[objectives.PriorConstraint()]),
+    "positive": Objective(regularizers=[objectives.Positive()]),
+    "thurstone": Objective(link=objectives.Probit()),
+    "ensemble": objectives.EnsembleObjective(),
+    "more": Objective(weighting=objectives.MinNorm()),
+    "normbt": Objective(weighting=objectives.Norm()),
+    "selective": Objective(weighting=objectives.PartialTransport()),
 }
 
 
@@ -28,6 +47,8 @@ def build(*arguments: str) -> Objective:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--config", action="config")
     parser.add_argument("--model.objective", type=Objective)
+    parser.add_argument("--model.head", type=Head | None, default=None)
+    parser.add_argument("--model.keep_lm_head", type=bool, default=False)
     return parser.instantiate(parser.parse_args(list(arguments))).model.objective
 
 
@@ -72,8 +93,9 @@ def test_file_spells_every_key_and_opens_with_its_command(name):
     assert "# When to use it: " in text
     assert "# Source: " in text
     parts = yaml.safe_load(text)["model"]["objective"]["init_args"]
-    assert sorted(parts) == ["link", "margin", "target"]
-    for part in parts.values():
+    assert set(parts) == set(inspect.signature(type(MADE[name])).parameters)
+    regularizers = parts.pop("regularizers", None) or []
+    for part in [part for part in parts.values() if part is not None] + regularizers:
         signature = inspect.signature(getattr(objectives, part["class_path"].rpartition(".")[2]))
         options = [option for option in signature.parameters if option not in ("args", "kwargs")]
         assert sorted(part.get("init_args", {})) == sorted(options)

@@ -1,4 +1,4 @@
-"""Callbacks that disturb a run from outside its configuration, or watch it: named by class path in trainer.callbacks."""
+"""Callbacks that disturb a run from outside its configuration, named by class path in trainer.callbacks."""
 
 from __future__ import annotations
 
@@ -12,9 +12,15 @@ import torch
 
 
 class Interrupt(L.Callback):
-    """At the start of the step after `step`, or in the validation that follows it: SIGTERM, SIGKILL or SIGINT."""
+    """At the start of the step after `step`, or in the validation that follows `step`, an accident.
 
-    def __init__(self, step: int, how: str = "SIGKILL", in_validation: bool = False) -> None:
+    Args:
+        step: optimizer steps before it.
+        how: the name of a signal, SIGTERM to the whole process group (group), or an exception (crash).
+        in_validation: in the validation.
+    """
+
+    def __init__(self, step: int, how: str = "crash", in_validation: bool = False) -> None:
         self.step, self.how, self.in_validation = step, how, in_validation
 
     def on_train_batch_start(self, trainer: L.Trainer, *arguments: Any) -> None:
@@ -28,7 +34,12 @@ class Interrupt(L.Callback):
     def _strike(self, trainer: L.Trainer) -> None:
         if trainer.global_step == self.step:
             self.step = -1
-            os.kill(os.getpid(), getattr(signal, self.how))
+            if self.how == "crash":
+                raise MemoryError("as if the machine had gone")
+            if self.how == "group":  # as a terminal or a batch system does: loader workers get it too
+                os.killpg(os.getpgid(0), signal.SIGTERM)
+            else:
+                os.kill(os.getpid(), getattr(signal, self.how))
 
 
 class Poison(L.Callback):

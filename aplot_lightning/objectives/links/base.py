@@ -1,4 +1,4 @@
-"""Links: the pairwise loss of the gap minus the margin."""
+"""What every link is: a loss of the margin-shifted gap, from which soft targets follow."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 
 from torch import Tensor
-from torch.nn import functional
 
 from aplot_lightning.objectives.part import Part
 from aplot_lightning.types import Scores
@@ -39,23 +38,3 @@ class Link(Part, ABC):
         The scores of both sides and the pairs' columns are for links that ask for more than the gap.
         """
         return targets * self.pointwise(gaps - margins) + (1 - targets) * self.pointwise(-gaps - margins)
-
-
-class Logistic(Link):
-    """The Bradley–Terry likelihood.
-
-    Formula:
-        ℓ(z) = -log σ(z) = softplus(-z)
-
-    When to use it: the default; σ(Δ) is then the probability that chosen is preferred.
-
-    Source: Bradley and Terry 1952; InstructGPT (2203.02155), equation 1.
-
-    Deviations: none. Always in the softplus form, which does not overflow.
-    """
-
-    def pointwise(self, z: Tensor) -> Tensor:
-        return functional.softplus(-z)
-
-    def describe(self) -> str:
-        return "logistic"

@@ -1,4 +1,4 @@
-"""Weightings: how much each pair's loss counts, learnt from the batch."""
+"""What all weightings share."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Regularizers: terms that are added to the loss of the pairs."""
+"""What every regularizer is, and the mean that separable ones take."""
 
 from __future__ import annotations
 

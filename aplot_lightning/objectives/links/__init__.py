@@ -1,0 +1,13 @@
+"""Links: the pairwise loss of the gap minus the margin."""
+
+from __future__ import annotations
+
+from aplot_lightning.objectives.links.base import Link
+from aplot_lightning.objectives.links.beta import BetaLink
+from aplot_lightning.objectives.links.fidelity import Fidelity
+from aplot_lightning.objectives.links.focal import Focal
+from aplot_lightning.objectives.links.hinge import Hinge
+from aplot_lightning.objectives.links.logistic import Logistic
+from aplot_lightning.objectives.links.probit import Probit
+
+__all__ = ["BetaLink", "Fidelity", "Focal", "Hinge", "Link", "Logistic", "Probit"]

@@ -1,0 +1,245 @@
+"""Runs that are stopped, resumed, spread over ranks, poisoned and used again, by the real command line."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from aplot_lightning import RewardModel
+
+PROBES = "tests.training.probes"
+
+
+def probe(name: str, **options: Any) -> dict[str, Any]:
+    """The option that puts a callback of tests/training/probes.py into a run."""
+    return {"trainer.callbacks": [{"class_path": f"{PROBES}.{name}", "init_args": options}]}
+
+
+def checkpoint(run_dir: Path, name: str = "last") -> dict[str, Any]:
+    return torch.load(run_dir / "checkpoints" / f"{name}.ckpt", weights_only=True)
+
+
+def curve(run_dir: Path, tag: str) -> dict[int, float]:
+    events = EventAccumulator(str(run_dir), size_guidance={"scalars": 0}).Reload()
+    return {point.step: point.value for point in events.Scalars(tag)}
+
+
+def figures(run_dir: Path) -> dict[str, Any]:
+    """metrics.json without times."""
+    content = json.loads((run_dir / "metrics.json").read_text())
+    content["train"] = {name: content["train"][name] for name in ("steps", "pairs")}
+    return content
+
+
+def assert_same_run(run_dir: Path, undisturbed: Path) -> None:
+    """To the bit: last weights, best step, every logged loss and validation, and the figures."""
+    for name in ("last", "best"):
+        expected, found = checkpoint(undisturbed, name), checkpoint(run_dir, name)
+        assert found["global_step"] == expected["global_step"], name
+        torch.testing.assert_close(found["state_dict"], expected["state_dict"], rtol=0, atol=0)
+    for tag in ("validation/accuracy", "ood/hard/log_loss"):
+        assert curve(run_dir, tag) == curve(undisturbed, tag), tag
+    # SIGTERM may cost the point of the step after which the run stopped
+    found, expected = curve(run_dir, "train/loss"), curve(undisturbed, "train/loss")
+    assert len(found) >= len(expected) - 1
+    assert found.items() <= expected.items()
+    assert figures(run_dir) == figures(undisturbed)
+
+
+# Going on
+
+
+@pytest.mark.parametrize(
+    ("every", "stop", "kept", "workers"),
+    [
+        (2, {"step": 5}, 4, 0),  # in mid-epoch
+        (3, {"step": 7}, 6, 2),
+        (1, {"step": 9}, 9, 0),  # between two epochs
+        (4, {"step": 8, "in_validation": True}, 4, 0),  # a validation that was not finished is made up for
+        (9, {"step": 18, "in_validation": True}, 18, 0),  # also the one that ends the run
+    ],
+    ids=str,
+)
+def test_a_crashed_run_goes_on_as_if_nothing_had_been(
+    laboratory, finished_run: Path, tmp_path: Path, every: int, stop: dict[str, Any], kept: int, workers: int
+) -> None:
+    options = {**laboratory.whole, "checkpoint_every_n_steps": every, "data.num_workers": workers}
+    with pytest.raises(MemoryError):
+        laboratory("fit", tmp_path / "run", {**options, **probe("Interrupt", **stop)})
+    assert checkpoint(tmp_path / "run")["global_step"] == kept
+    assert laboratory("fit", tmp_path / "run", {**options, "ckpt_path": "last"}) == 0
+    assert_same_run(tmp_path / "run", finished_run)
+
+
+@pytest.mark.parametrize("step", [2, 3, 8, 17])  # before, at and after the ends of epochs and validations
+def test_sigterm_keeps_the_finished_step(laboratory, finished_run: Path, tmp_path: Path, step: int) -> None:
+    stopped = probe("Interrupt", step=step, how="SIGTERM")
+    before = signal.getsignal(signal.SIGTERM)
+    assert laboratory("fit", tmp_path / "run", {**laboratory.whole, **stopped}) == 143
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert checkpoint(tmp_path / "run")["global_step"] == step + 1
+    assert laboratory("fit", tmp_path / "run", {**laboratory.whole, "ckpt_path": "last"}) == 0
+    assert_same_run(tmp_path / "run", finished_run)
+
+
+def test_sigterm_in_a_validation_ends_it_first(laboratory, finished_run: Path, tmp_path: Path) -> None:
+    stopped = probe("Interrupt", step=4, how="SIGTERM", in_validation=True)
+    assert laboratory("fit", tmp_path / "run", {**laboratory.whole, **stopped}) == 143
+    assert laboratory("fit", tmp_path / "run", {**laboratory.whole, "ckpt_path": "last"}) == 0
+    assert_same_run(tmp_path / "run", finished_run)
+
+
+def test_processes_that_are_killed_or_terminated(laboratory, finished_run: Path, tmp_path: Path) -> None:
+    """The two real signals to real processes; SIGTERM to loader workers too, which leave it to their run."""
+    options = {**laboratory.whole, "checkpoint_every_n_steps": 2}
+    names = {"SIGKILL": (-signal.SIGKILL, 0, 6), "group": (143, 2, 8)}
+    processes = {
+        name: laboratory.start(
+            "fit", tmp_path / name, {**options, "data.num_workers": workers, **probe("Interrupt", step=7, how=name)}
+        )
+        for name, (_, workers, _) in names.items()
+    }
+    for name, (code, _, kept) in names.items():
+        _, said = processes[name].communicate(timeout=300)
+        assert processes[name].returncode == code, said
+        assert "Traceback" not in said
+        assert checkpoint(tmp_path / name)["global_step"] == kept
+        assert laboratory("fit", tmp_path / name, {**options, "ckpt_path": "last"}) == 0
+        assert_same_run(tmp_path / name, finished_run)
+
+
+def test_a_run_that_was_moved_remembers_its_best(laboratory, finished_run: Path, tmp_path: Path) -> None:
+    options = {**laboratory.whole, "checkpoint_every_n_steps": 1}
+    with pytest.raises(MemoryError):
+        laboratory("fit", tmp_path / "run", {**options, **probe("Interrupt", step=10)})
+    assert checkpoint(tmp_path / "run", "best")["global_step"] == 4  # the next validations are no better
+    (tmp_path / "run").rename(tmp_path / "moved")
+    assert laboratory("fit", tmp_path / "moved", {**options, "ckpt_path": "last"}) == 0
+    assert_same_run(tmp_path / "moved", finished_run)
+
+
+def test_a_finished_run_has_nothing_to_go_on_with(laboratory, finished_run: Path, tmp_path: Path) -> None:
+    run_dir = shutil.copytree(finished_run, tmp_path / "run")
+    assert laboratory("fit", run_dir, {**laboratory.whole, "ckpt_path": "last"}) == 0
+    assert figures(run_dir) == figures(finished_run)
+
+
+# Ranks
+
+
+@pytest.mark.parametrize("objective", ["bt", "aplot"])
+def test_two_ranks_are_one_run(laboratory, tmp_path: Path, objective: str) -> None:
+    """31 pairs in micro-batches of 4 over two gloo processes, and sets of odd size."""
+    options = {
+        "objective": objective,
+        "data.batch_size": 31,
+        "data.micro_batch_size": 4,
+        "trainer.max_steps": 6,
+        "trainer.gradient_clip_val": 0.5,
+    }
+    ranks = {"trainer.devices": 2, "trainer.strategy": "ddp"}
+    process = laboratory.start("fit", tmp_path / "two", {**options, **ranks})
+    assert laboratory("fit", tmp_path / "one", options) == 0
+    _, said = process.communicate(timeout=300)
+    assert process.returncode == 0, said
+    one, two = checkpoint(tmp_path / "one"), checkpoint(tmp_path / "two")
+    assert one["global_step"] == two["global_step"] == 6
+    torch.testing.assert_close(two["state_dict"], one["state_dict"], rtol=1e-4, atol=1e-5)
+    assert curve(tmp_path / "two", "train/loss") == pytest.approx(curve(tmp_path / "one", "train/loss"), abs=1e-5)
+    its, expected = figures(tmp_path / "two"), figures(tmp_path / "one")
+    assert its["train"] == expected["train"]
+    for found, known in ((its["id"], expected["id"]), *zip(its["ood"].values(), expected["ood"].values(), strict=True)):
+        assert (found["pairs"], found["accuracy"]) == (known["pairs"], known["accuracy"])
+        assert found["log_loss"] == pytest.approx(known["log_loss"], abs=1e-5)
+    for name in ("validation", "id", "hard", "style"):
+        tables = [
+            pq.read_table(tmp_path / run / "predictions" / f"{name}.parquet").to_pydict() for run in ("two", "one")
+        ]
+        assert tables[0]["id"] == tables[1]["id"]  # each pair once, in the set's order
+        assert tables[0]["chosen_reward"] == pytest.approx(tables[1]["chosen_reward"], abs=1e-4)
+
+
+# Ends
+
+
+def test_max_steps_in_mid_epoch_ends_with_a_validation(laboratory, tmp_path: Path) -> None:
+    assert laboratory("fit", tmp_path / "run", {"trainer.max_steps": 5}) == 0
+    assert list(curve(tmp_path / "run", "validation/accuracy")) == [4]
+    assert checkpoint(tmp_path / "run")["global_step"] == checkpoint(tmp_path / "run", "best")["global_step"] == 5
+
+
+@pytest.mark.parametrize(("rate", "kept"), [(1e30, None), (3e-3, 4)])
+def test_a_run_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(
+    laboratory, tmp_path: Path, capsys: pytest.CaptureFixture, rate: float, kept: int | None
+) -> None:
+    options = {"objective": "aplot", "model.learning_rate": rate, "checkpoint_every_n_steps": 2}
+    poison = probe("Poison", step=5) if kept else {}
+    assert laboratory("fit", tmp_path / "run", {**options, **poison}) == 1
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("aplot: ")]
+    assert len(said) == 1
+    assert "step" in said[0]
+    assert "learning rate" in said[0]
+    if kept:
+        assert "step 6" in said[0]
+        assert checkpoint(tmp_path / "run")["global_step"] == kept
+    for path in (tmp_path / "run" / "checkpoints").glob("*.ckpt"):
+        weights = torch.load(path, weights_only=True)["state_dict"]
+        assert all(tensor.isfinite().all() for tensor in weights.values())
+    if kept:
+        assert laboratory("fit", tmp_path / "run", {**options, "ckpt_path": "last", "trainer.max_steps": 6}) == 0
+
+
+# Using a run
+
+
+def test_test_writes_the_same_figures_again_and_keeps_those_of_training(
+    laboratory, finished_run: Path, tmp_path: Path
+) -> None:
+    run_dir = shutil.copytree(finished_run, tmp_path / "run")
+    kept = json.loads((run_dir / "metrics.json").read_text())
+    shutil.rmtree(run_dir / "predictions")
+    for name in ("best", str(run_dir / "checkpoints" / "best.ckpt")):
+        assert laboratory("test", run_dir, {**laboratory.whole, "ckpt_path": name}) == 0
+        assert json.loads((run_dir / "metrics.json").read_text()) == kept
+    assert (run_dir / "predictions" / "hard.parquet").is_file()
+    assert laboratory("test", run_dir, {**laboratory.whole, "ckpt_path": "last"}) == 0
+    assert json.loads((run_dir / "metrics.json").read_text())["train"] == kept["train"]
+
+
+@pytest.mark.parametrize("command", ["validate", "predict"])
+def test_validate_and_predict_leave_the_run_as_it_is(
+    laboratory, finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture, command: str
+) -> None:
+    run_dir = shutil.copytree(finished_run, tmp_path / "run")
+    before = {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}
+    for name in ("best", str(run_dir / "checkpoints" / "last.ckpt")):
+        assert laboratory(command, run_dir, {**laboratory.whole, "ckpt_path": name}) == 0
+    assert {path: path.read_bytes() for path in before} == before
+    if command == "validate":
+        assert "validation/accuracy" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["validate", "test", "predict"])
+def test_a_missing_checkpoint_is_a_mistake(laboratory, tmp_path: Path, command: str) -> None:
+    assert laboratory(command, tmp_path / "run", {"ckpt_path": "best"}) == 2
+    assert not (tmp_path / "run").exists()
+
+
+def test_init_from_starts_from_a_runs_weights(laboratory, finished_run: Path, tmp_path: Path) -> None:
+    """With a learning rate of next to nothing, the new run ends where the old one's best checkpoint stands."""
+    options = {"init_from": str(finished_run), "model.learning_rate": 1e-30, "trainer.max_steps": 1}
+    assert laboratory("fit", tmp_path / "run", {**options, "trainer.limit_val_batches": 0}) == 0
+    started, best = checkpoint(tmp_path / "run"), checkpoint(finished_run, "best")
+    assert started["global_step"] == 1
+    torch.testing.assert_close(started["state_dict"], best["state_dict"], rtol=0, atol=1e-20)
+    items = [{"prompt": "How many in all?", "response": "4"}]
+    scores = [RewardModel.from_pretrained(str(run)).score(items) for run in (tmp_path / "run", finished_run)]
+    assert scores[0] == scores[1]

@@ -1,0 +1,149 @@
+"""Every objective of conf/objective/ trains to the same weights for any cut of the optimizer batch.
+
+Oracle: one autograd graph over the whole batch. Real pieces: the shipped YAML, the embedded world's pairs, the
+quickstart's decoder, the loaders' own cut, two gloo processes. Five AdamW steps with clipping; in float64, where
+what is not exact cannot hide behind rounding that AdamW enlarges (test_exact_batch.py has float32).
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from jsonargparse import ArgumentParser
+from torch import Tensor, nn
+
+from aplot_lightning import RewardModel
+from aplot_lightning.data.batching import BatchPlan, collate, rank_micro_batches
+from aplot_lightning.data.comparisons import parse_comparison
+from aplot_lightning.data.encoded import EncodedComparisons
+from aplot_lightning.data.encoding import ConversationEncoder
+from aplot_lightning.data.world import PreferenceWorld
+from aplot_lightning.model.heads import Head
+from aplot_lightning.objectives import Objective
+from aplot_lightning.training.exact_batch import whole_batch_step
+from aplot_lightning.types import Batch, Pairs, Scores
+
+CONF = Path(__file__).parents[2] / "conf" / "objective"
+NAMES = sorted(path.stem for path in CONF.glob("*.yaml"))
+STEPS, PAIRS = 5, 32
+TOLERANCE = {"rtol": 1e-6, "atol": 1e-8}
+
+
+def build(name: str) -> tuple[RewardModel, Objective]:
+    """The model and objective that a file of conf/objective/ asks for, with weights from a fixed seed."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--config", action="config")
+    parser.add_argument("--model.objective", type=Objective)
+    parser.add_argument("--model.head", type=Head | None, default=None)
+    parser.add_argument("--model.keep_lm_head", type=bool, default=False)
+    parser.add_argument("--data", type=dict)
+    made = parser.instantiate(parser.parse_args(["--config", str(CONF / f"{name}.yaml")])).model
+    torch.manual_seed(5)
+    model = RewardModel.from_backbone("world-decoder", head=made.head, keep_lm_head=made.keep_lm_head)
+    # the bottleneck samples while it trains, and another cut draws other samples: its mean is what can be compared
+    return (model.eval() if name == "inform" else model).double(), made.objective
+
+
+def pairs_of_the_world() -> EncodedComparisons:
+    rows = PreferenceWorld(pairs=STEPS * PAIRS, seed=3).rows()
+    comparisons = [parse_comparison(row, where, "world") for where, row in rows]
+    model = RewardModel.from_backbone("world-decoder")
+    return ConversationEncoder(model.tokenizer, 64).encode(comparisons)
+
+
+def cut(encoded: EncodedComparisons, step: int, size: int, rank: int = 0, world: int = 1) -> list[Batch]:
+    counts = np.diff(encoded.first_pair)
+    comparisons = BatchPlan(counts, PAIRS, seed=1).batch(0, step)
+    parts = rank_micro_batches(comparisons, encoded.lengths, counts, size, rank, world)
+    return [collate(encoded, part, pad_id=0) for part in parts]
+
+
+def one_graph(model: RewardModel, objective: Objective, parts: list[Batch]) -> Tensor:
+    scores = [model(part) for part in parts]
+    pairs = Pairs.concatenate([part.pairs for part in parts], [len(score) for score in scores])
+    order = pairs.columns["index"].argsort()
+    return objective(Scores.concatenate(scores), pairs.select(order)).loss
+
+
+def train(
+    name: str, encoded: EncodedComparisons, size: int, oracle: bool = False, rank: int = 0, world: int = 1
+) -> Any:
+    model, objective = build(name)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    losses = []
+    for step in range(STEPS):
+        parts = cut(encoded, step, size, rank, world)
+        model.zero_grad()
+        loss = one_graph(model, objective, parts) if oracle else whole_batch_step(model, objective, parts).loss
+        loss.backward()
+        for parameter in model.parameters():
+            if world > 1 and parameter.grad is not None:
+                torch.distributed.all_reduce(parameter.grad)
+                parameter.grad /= world
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        losses.append(loss.detach())
+    state = {
+        name: tensor.detach().clone() for name, tensor in chain(model.named_parameters(), objective.named_buffers())
+    }
+    return state | {"losses": torch.stack(losses)}
+
+
+@pytest.fixture(scope="module")
+def encoded() -> EncodedComparisons:
+    return pairs_of_the_world()
+
+
+@pytest.fixture(scope="module")
+def on_two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The weights of every objective after training in two real gloo processes, 2 x 8 pairs each."""
+    folder = tmp_path_factory.mktemp("ranks")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, __file__, str(folder)]
+    processes = [subprocess.Popen([*command, str(rank)], env=environment) for rank in range(2)]
+    assert [process.wait(timeout=600) for process in processes] == [0, 0]
+    return folder
+
+
+@pytest.mark.xdist_group("family")
+@pytest.mark.parametrize("name", NAMES)
+def test_weights_are_the_same_for_every_cut(name: str, encoded: EncodedComparisons, on_two_ranks: Path) -> None:
+    expected = train(name, encoded, PAIRS, oracle=True)
+    torch.testing.assert_close(train(name, encoded, 8), expected, **TOLERANCE)
+    torch.testing.assert_close(train(name, encoded, PAIRS), expected, **TOLERANCE)
+    ranks = torch.load(on_two_ranks / f"{name}.pt", weights_only=True)
+    torch.testing.assert_close(ranks, expected, **TOLERANCE)
+
+
+@pytest.mark.xdist_group("family")
+def test_every_objective_trains_to_weights_of_its_own(on_two_ranks: Path) -> None:
+    weights = {name: torch.load(on_two_ranks / f"{name}.pt", weights_only=True) for name in NAMES}
+    key = "backbone.model.embed_tokens.weight"
+    assert key in weights["bt"]
+    for name in NAMES:
+        if name != "bt":
+            difference = (weights[name][key] - weights["bt"][key]).abs().max()
+            assert difference > 1e-5, name
+
+
+def _rank(folder: str, rank: int) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    encoded = pairs_of_the_world()
+    for name in NAMES:
+        state = train(name, encoded, 8, rank=rank, world=2)
+        if rank == 0:
+            torch.save(state, Path(folder) / f"{name}.pt")
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    _rank(sys.argv[1], int(sys.argv[2]))
