@@ -60,7 +60,7 @@ class GracefulStop(L.Callback):
         self.agreed = False
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        signal.signal(signal.SIGTERM, self._ask)
+        self._previous = signal.signal(signal.SIGTERM, self._ask)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         self.asked = True
@@ -75,6 +75,7 @@ class GracefulStop(L.Callback):
             raise SIGTERMException
 
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        signal.signal(signal.SIGTERM, self._previous)
         if trainer.strategy.reduce_boolean_decision(self.asked, all=False):
             raise SIGTERMException
 

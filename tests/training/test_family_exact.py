@@ -102,36 +102,28 @@ def encoded() -> EncodedComparisons:
     return pairs_of_the_world()
 
 
-@pytest.fixture(scope="module")
-def on_two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The weights of every objective after training in two real gloo processes, 2 x 8 pairs each."""
-    folder = tmp_path_factory.mktemp("ranks")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, __file__, str(folder)]
-    processes = [subprocess.Popen([*command, str(rank)], env=environment) for rank in range(2)]
-    assert [process.wait(timeout=600) for process in processes] == [0, 0]
-    return folder
-
-
-@pytest.mark.xdist_group("family")
 @pytest.mark.parametrize("name", NAMES)
-def test_weights_are_the_same_for_every_cut(name: str, encoded: EncodedComparisons, on_two_ranks: Path) -> None:
+def test_weights_are_the_same_for_every_cut(name: str, encoded: EncodedComparisons) -> None:
     expected = train(name, encoded, PAIRS, oracle=True)
     torch.testing.assert_close(train(name, encoded, 8), expected, **TOLERANCE)
     torch.testing.assert_close(train(name, encoded, PAIRS), expected, **TOLERANCE)
-    ranks = torch.load(on_two_ranks / f"{name}.pt", weights_only=True)
-    torch.testing.assert_close(ranks, expected, **TOLERANCE)
 
 
-@pytest.mark.xdist_group("family")
-def test_every_objective_trains_to_weights_of_its_own(on_two_ranks: Path) -> None:
-    weights = {name: torch.load(on_two_ranks / f"{name}.pt", weights_only=True) for name in NAMES}
-    key = "backbone.model.embed_tokens.weight"
-    assert key in weights["bt"]
+def test_two_ranks_train_to_the_same_weights_and_each_objective_to_its_own(
+    encoded: EncodedComparisons, tmp_path: Path
+) -> None:
+    """All objectives in two real gloo processes, 2 x 8 pairs each."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, __file__, str(tmp_path)]
+    processes = [subprocess.Popen([*command, str(rank)], env=environment) for rank in range(2)]
+    assert [process.wait(timeout=600) for process in processes] == [0, 0]
+    key, bt = "backbone.model.embed_tokens.weight", train("bt", encoded, PAIRS)
     for name in NAMES:
+        on_two_ranks = torch.load(tmp_path / f"{name}.pt", weights_only=True)
+        expected = train(name, encoded, PAIRS)
+        torch.testing.assert_close(on_two_ranks, expected, **TOLERANCE, msg=lambda m, n=name: f"{n}: {m}")
         if name != "bt":
-            difference = (weights[name][key] - weights["bt"][key]).abs().max()
-            assert difference > 1e-5, name
+            assert (expected[key] - bt[key]).abs().max() > 1e-5, name
 
 
 def _rank(folder: str, rank: int) -> None:
