@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import inspect
-from pathlib import Path
 
 import pytest
 import yaml
-from jsonargparse import ArgumentError, ArgumentParser
+from jsonargparse import ArgumentError
 
 from aplot_lightning import objectives
-from aplot_lightning.model.heads import Head
 from aplot_lightning.objectives import Objective
+from tests.shipped import CONF, NAMES, shipped
 
-FOLDER = Path(__file__).parents[2] / "conf" / "objective"
-FILES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
 MADE = {
     "aplot": Objective(margin=objectives.TransportMargin()),
     "aplot_instance": Objective(margin=objectives.InstanceMargin()),
@@ -44,23 +41,18 @@ MADE = {
 
 
 def build(*arguments: str) -> Objective:
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--config", action="config")
-    parser.add_argument("--model.objective", type=Objective)
-    parser.add_argument("--model.head", type=Head | None, default=None)
-    parser.add_argument("--model.keep_lm_head", type=bool, default=False)
-    return parser.instantiate(parser.parse_args(list(arguments))).model.objective
+    return shipped(*arguments).objective
 
 
 def config(name: str) -> str:
-    return f"--config={FOLDER / name}.yaml"
+    return f"--config={CONF / name}.yaml"
 
 
 def test_every_file_is_known_here():
-    assert sorted(MADE) == FILES
+    assert sorted(MADE) == NAMES
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", NAMES)
 def test_file_makes_the_objective_of_its_name(name):
     made, expected = build(config(name)), MADE[name]
     assert [type(part) for part in made.parts] == [type(part) for part in expected.parts]
@@ -71,8 +63,8 @@ def test_file_makes_the_objective_of_its_name(name):
         }
 
 
-@pytest.mark.parametrize("name", FILES)
-@pytest.mark.parametrize("earlier", FILES)
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("earlier", NAMES)
 def test_a_later_file_replaces_an_earlier_one(name, earlier):
     assert build(config(earlier), config(name)).describe() == MADE[name].describe()
 
@@ -84,9 +76,9 @@ def test_a_later_file_undoes_changed_options():
     assert (again.epsilon, again.detach) == (0.1, True)
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", NAMES)
 def test_file_spells_every_key_and_opens_with_its_command(name):
-    text = (FOLDER / f"{name}.yaml").read_text()
+    text = (CONF / f"{name}.yaml").read_text()
     command = f"python -m aplot_lightning fit --config conf/quickstart.yaml --config conf/objective/{name}.yaml"
     assert text.startswith("# ")
     assert f"# Command: {command}\n" in text

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from statistics import fmean
 
 import numpy as np
 import pytest
 import torch
-from jsonargparse import ArgumentParser
 from scipy import integrate, stats
 from scipy.special import betaln, expit, log_expit
 
-from aplot_lightning.model.heads import Head
 from aplot_lightning.objectives import Objective
 from aplot_lightning.types import Pairs, Scores
+from tests.shipped import CONF, shipped
 
-FOLDER = Path(__file__).parents[2] / "conf" / "objective"
 PAIRS = [  # chosen and rejected reward; the order of rows is mixed below
     (3.1, 0.6),
     (0.7, 1.9),
@@ -84,12 +81,7 @@ EXPECTED = {
 
 
 def build(name: str) -> Objective:
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--config", action="config")
-    parser.add_argument("--model.objective", type=Objective)
-    parser.add_argument("--model.head", type=Head | None, default=None)
-    parser.add_argument("--model.keep_lm_head", type=bool, default=False)
-    return parser.instantiate(parser.parse_args([f"--config={FOLDER / name}.yaml"])).model.objective
+    return shipped(f"--config={CONF / name}.yaml").objective
 
 
 @pytest.fixture

@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from jsonargparse import ArgumentParser
 from torch import Tensor, nn
 
 from aplot_lightning import RewardModel
@@ -26,26 +25,18 @@ from aplot_lightning.data.comparisons import parse_comparison
 from aplot_lightning.data.encoded import EncodedComparisons
 from aplot_lightning.data.encoding import ConversationEncoder
 from aplot_lightning.data.world import PreferenceWorld
-from aplot_lightning.model.heads import Head
 from aplot_lightning.objectives import Objective
 from aplot_lightning.training.exact_batch import whole_batch_step
 from aplot_lightning.types import Batch, Pairs, Scores
+from tests.shipped import CONF, NAMES, shipped
 
-CONF = Path(__file__).parents[2] / "conf" / "objective"
-NAMES = sorted(path.stem for path in CONF.glob("*.yaml"))
 STEPS, PAIRS = 5, 32
 TOLERANCE = {"rtol": 1e-6, "atol": 1e-8}
 
 
 def build(name: str) -> tuple[RewardModel, Objective]:
     """The model and objective that a file of conf/objective/ asks for, with weights from a fixed seed."""
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--config", action="config")
-    parser.add_argument("--model.objective", type=Objective)
-    parser.add_argument("--model.head", type=Head | None, default=None)
-    parser.add_argument("--model.keep_lm_head", type=bool, default=False)
-    parser.add_argument("--data", type=dict)
-    made = parser.instantiate(parser.parse_args(["--config", str(CONF / f"{name}.yaml")])).model
+    made = shipped("--config", str(CONF / f"{name}.yaml"))
     torch.manual_seed(5)
     model = RewardModel.from_backbone("world-decoder", head=made.head, keep_lm_head=made.keep_lm_head)
     # the bottleneck samples while it trains, and another cut draws other samples: its mean is what can be compared
@@ -113,7 +104,7 @@ def test_two_ranks_train_to_the_same_weights_and_each_objective_to_its_own(
     encoded: EncodedComparisons, tmp_path: Path
 ) -> None:
     """All objectives in two real gloo processes, 2 x 8 pairs each."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
     command = [sys.executable, __file__, str(tmp_path)]
     processes = [subprocess.Popen([*command, str(rank)], env=environment) for rank in range(2)]
     assert [process.wait(timeout=600) for process in processes] == [0, 0]
