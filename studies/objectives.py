@@ -28,6 +28,7 @@ def fit(objective: str, seed: int, runs: Path, threads: int) -> Path:
         files = ["conf/quickstart.yaml", f"conf/objective/{objective}.yaml"]
         command = [sys.executable, "-m", "aplot_lightning", "fit", *(w for f in files for w in ("--config", f))]
         command += ["--run_dir", str(run_dir), "--overwrite", "true", "--seed_everything", str(seed)]
+        command += ["--data.watch_test_sets", "false"]  # they are evaluated once, at the end
         run_dir.mkdir(parents=True, exist_ok=True)
         with (run_dir / "log.txt").open("w") as log:
             environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
