@@ -16,7 +16,7 @@ MADE = {
     "aplot": Objective(margin=objectives.TransportMargin()),
     "aplot_instance": Objective(margin=objectives.InstanceMargin()),
     "bt": Objective(),
-    "constant": Objective(margin=objectives.ConstantMargin(0.27)),
+    "constant": Objective(margin=objectives.ConstantMargin(0.173)),
     "label_smoothing": Objective(target=objectives.LabelSmoothing()),
     "margin": Objective(margin=objectives.ColumnMargin()),
     "aot": Objective(coupling=objectives.Sorted()),
