@@ -25,6 +25,7 @@ import torch
 from transformers import LlamaConfig, LlamaModel
 
 from aplot_lightning import RewardModel
+from aplot_lightning.model.heads import make_head
 from aplot_lightning.objectives import Objective, TransportMargin
 from aplot_lightning.training.exact_batch import whole_batch_step
 from aplot_lightning.types import Batch, Pairs
@@ -57,7 +58,7 @@ def deeper(model: RewardModel) -> RewardModel:
         use_cache=False,
     )
     model.backbone.model = LlamaModel(config)
-    model.head = type(model.head)(384, bias=False)
+    model.head = make_head(None, 384, False, None, deviation=0.02, seed=0)
     return model
 
 

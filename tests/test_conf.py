@@ -143,7 +143,8 @@ def test_the_quickstart_trains_with_every_objective(objective: str, trained: Any
     sets = yaml.safe_load(QUICKSTART.read_text(encoding="utf-8"))["data"]["ood"]
     assert set(metrics["ood"]) == set(sets)
     assert metrics["id"]["pairs"] == 12
-    assert metrics["train"]["pairs"] == 32
+    # batches that hold every source are about as large as asked, the others exactly
+    assert metrics["train"]["pairs"] == pytest.approx(32, abs=8 if objective == "more" else 0)
     assert same(weights(run_dir), weights(trained("bt", "bt"))) == (objective == "bt")
 
 
