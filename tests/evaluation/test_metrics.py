@@ -252,7 +252,7 @@ def test_a_column_of_another_length_is_refused() -> None:
 
 
 RANKS = """
-import sys, torch
+import os, sys, torch
 from aplot_lightning.evaluation.metrics import PairPredictions
 rank, store, data = int(sys.argv[1]), *sys.argv[2:4]
 torch.set_num_threads(1)
@@ -265,7 +265,9 @@ for shares in cases:
         metric.update(**{name: column[rows] for name, column in table.items()})
     results.append((metric.table(), metric.compute(), metric.table(), sum(len(part) for part in metric.index)))
 torch.save(results, f"{store}.{rank}")
+torch.distributed.barrier()
 torch.distributed.destroy_process_group()
+os._exit(0)  # all is written; PyTorch's threads have been seen to abort the interpreter's own exit
 """
 
 

@@ -159,7 +159,9 @@ def _rank(store: str, folder: str, rank: int) -> None:
                 optimizer.step()
             if rank == 0:
                 torch.save({**model.state_dict(), "loss": loss.detach()}, Path(folder) / f"{name}-{split}.pt")
+    torch.distributed.barrier()
     torch.distributed.destroy_process_group()
+    os._exit(0)  # all is written; PyTorch's threads have been seen to abort the interpreter's own exit
 
 
 if __name__ == "__main__":

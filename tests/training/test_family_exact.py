@@ -125,7 +125,9 @@ def _rank(folder: str, rank: int) -> None:
         state = train(name, encoded, 8, rank=rank, world=2)
         if rank == 0:
             torch.save(state, Path(folder) / f"{name}.pt")
+    torch.distributed.barrier()
     torch.distributed.destroy_process_group()
+    os._exit(0)  # all is written; PyTorch's threads have been seen to abort the interpreter's own exit
 
 
 if __name__ == "__main__":
