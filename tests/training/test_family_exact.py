@@ -34,13 +34,13 @@ STEPS, PAIRS = 5, 32
 TOLERANCE = {"rtol": 1e-6, "atol": 1e-8}
 
 
-def build(name: str) -> tuple[RewardModel, Objective]:
+def build(name: str, dropout: float = 0.0) -> tuple[RewardModel, Objective]:
     """The model and objective that a file of conf/objective/ asks for, with weights from a fixed seed."""
     made = shipped("--config", str(CONF / f"{name}.yaml"))
     torch.manual_seed(5)
-    model = RewardModel.from_backbone("world-decoder", head=made.head, keep_lm_head=made.keep_lm_head)
+    model = RewardModel.from_backbone("world-decoder", head=made.head, keep_lm_head=made.keep_lm_head, dropout=dropout)
     # the bottleneck samples while it trains, and another cut draws other samples: its mean is what can be compared
-    return (model.eval() if name == "inform" else model).double(), made.objective
+    return (model.eval() if name == "inform" and not dropout else model).double(), made.objective
 
 
 def pairs_of_the_world() -> EncodedComparisons:
@@ -65,9 +65,15 @@ def one_graph(model: RewardModel, objective: Objective, parts: list[Batch]) -> T
 
 
 def train(
-    name: str, encoded: EncodedComparisons, size: int, oracle: bool = False, rank: int = 0, world: int = 1
+    name: str,
+    encoded: EncodedComparisons,
+    size: int,
+    oracle: bool = False,
+    dropout: float = 0.0,
+    rank: int = 0,
+    world: int = 1,
 ) -> Any:
-    model, objective = build(name)
+    model, objective = build(name, dropout)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     losses = []
     for step in range(STEPS):
@@ -98,6 +104,14 @@ def test_weights_are_the_same_for_every_cut(name: str, encoded: EncodedCompariso
     expected = train(name, encoded, PAIRS, oracle=True)
     torch.testing.assert_close(train(name, encoded, 8), expected, **TOLERANCE)
     torch.testing.assert_close(train(name, encoded, PAIRS), expected, **TOLERANCE)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_drawn_in_the_first_pass_is_drawn_again_in_the_second(name: str, encoded: EncodedComparisons) -> None:
+    """Dropout, and the bottleneck's samples: the same cut in one graph draws the same."""
+    expected = train(name, encoded, 8, oracle=True, dropout=0.1)
+    torch.testing.assert_close(train(name, encoded, 8, dropout=0.1), expected, **TOLERANCE)
+    assert (expected["losses"] - train(name, encoded, PAIRS)["losses"]).abs().max() > 1e-6
 
 
 def test_two_ranks_train_to_the_same_weights_and_each_objective_to_its_own(
