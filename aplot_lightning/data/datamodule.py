@@ -11,12 +11,12 @@ import numpy as np
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 from torch.utils.data import DataLoader
 
-from aplot_lightning.data.batching import BatchPlan
 from aplot_lightning.data.comparisons import Comparison, first_user_turn, normalised_text, prompt_key
 from aplot_lightning.data.encoded import EncodedComparisons
 from aplot_lightning.data.encoding import ConversationEncoder
 from aplot_lightning.data.evaluation_set import EvaluationSet
 from aplot_lightning.data.loaders import EvaluationBatches, OptimizerBatches, OwnBatches, StepSampler, loader
+from aplot_lightning.data.plan import BatchPlan
 from aplot_lightning.data.report import DataReport, SourceLedger
 from aplot_lightning.data.sources import Source, open_source, read_comparisons
 from aplot_lightning.errors import UserError

@@ -53,10 +53,24 @@ class EncodedComparisons:
     def pairs(self) -> int:
         return len(self.winners)
 
+    @property
+    def tree_lengths(self) -> np.ndarray:
+        """(C,) int64, tokens of each comparison when its responses share their prefix."""
+        return self.segments[self.first_segment[1:]] - self.segments[self.first_segment[:-1]]
+
+    @property
+    def response_counts(self) -> np.ndarray:
+        """(C,) int64, responses of each comparison."""
+        return np.diff(self.first_segment) - 1
+
+    def segments_of(self, comparison: int) -> list[np.ndarray]:
+        """The tokens of one comparison, int32: its prefix, then one suffix a response."""
+        start, stop = self.first_segment[comparison], self.first_segment[comparison + 1]
+        return [self.tokens[self.segments[i] : self.segments[i + 1]] for i in range(start, stop)]
+
     def rows(self, comparison: int) -> list[np.ndarray]:
         """The whole conversations of one comparison, one int32 array a response."""
-        start, stop = self.first_segment[comparison], self.first_segment[comparison + 1]
-        prefix, *suffixes = (self.tokens[self.segments[i] : self.segments[i + 1]] for i in range(start, stop))
+        prefix, *suffixes = self.segments_of(comparison)
         return [np.concatenate([prefix, suffix]) for suffix in suffixes]
 
     def response_starts(self, comparison: int) -> np.ndarray:

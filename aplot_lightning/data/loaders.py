@@ -13,9 +13,10 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from aplot_lightning.data.batching import BatchPlan, collate, rank_micro_batches
+from aplot_lightning.data.batching import collate, rank_micro_batches
 from aplot_lightning.data.encoded import EncodedComparisons
 from aplot_lightning.data.evaluation_set import EvaluationSet
+from aplot_lightning.data.plan import BatchPlan
 from aplot_lightning.types import Batch
 
 if TYPE_CHECKING:

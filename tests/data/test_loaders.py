@@ -11,12 +11,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aplot_lightning.data.batching import BatchPlan
 from aplot_lightning.data.comparisons import parse_comparison
 from aplot_lightning.data.encoded import EncodedComparisons
 from aplot_lightning.data.encoding import ConversationEncoder
 from aplot_lightning.data.evaluation_set import EvaluationSet
 from aplot_lightning.data.loaders import EvaluationBatches, OptimizerBatches, OwnBatches, StepSampler, loader
+from aplot_lightning.data.plan import BatchPlan
 from aplot_lightning.model.locate import ASSETS
 from aplot_lightning.model.tokenizer import load_tokenizer
 from aplot_lightning.types import Batch

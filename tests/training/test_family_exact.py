@@ -20,10 +20,11 @@ import torch
 from torch import Tensor, nn
 
 from aplot_lightning import RewardModel
-from aplot_lightning.data.batching import BatchPlan, collate, rank_micro_batches
+from aplot_lightning.data.batching import collate, rank_micro_batches
 from aplot_lightning.data.comparisons import parse_comparison
 from aplot_lightning.data.encoded import EncodedComparisons
 from aplot_lightning.data.encoding import ConversationEncoder
+from aplot_lightning.data.plan import BatchPlan
 from aplot_lightning.data.world import PreferenceWorld
 from aplot_lightning.objectives import Objective
 from aplot_lightning.training.exact_batch import whole_batch_step
