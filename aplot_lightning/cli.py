@@ -23,6 +23,8 @@ TRAINING = {
 }
 COMMANDS = {
     "average": "one model whose weights are the mean of several runs' weights",
+    "export": "a plain Transformers folder that other programs load, with a model card",
+    "inspect": "read the data as fit would and print the data report",
     "report": "write a run's report, or show several runs side by side",
     "score": "a reward for every response of a file",
 }
@@ -81,9 +83,12 @@ def _check_configs(arguments: Sequence[str]) -> None:
 
 
 def _run_light(command: str, arguments: list[str]) -> None:
+    module = import_module(f"aplot_lightning.commands.{command}")
+    if hasattr(module, "run"):  # it reads its arguments itself
+        module.run(arguments)
+        return
     from jsonargparse import ArgumentError, ArgumentParser
 
-    module = import_module(f"aplot_lightning.commands.{command}")
     by_place: dict[str, str] = getattr(module, "BY_PLACE", {})
     parser = ArgumentParser(prog=f"aplot {command}", description=COMMANDS[command], exit_on_error=False)
     parser.add_argument("--config", action="config", help="a YAML file with options")

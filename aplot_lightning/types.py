@@ -7,7 +7,7 @@ objective sees the pairs and scores of a whole optimizer batch while the model s
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -58,35 +58,100 @@ class Pairs:
         )
 
 
-@dataclass
-class Batch:
-    """One micro-batch: R conversations as rows padded on the right, and the pairs among them.
+@dataclass(frozen=True)
+class Tree:
+    """How the tokens of a packed row hang together; plain numbers, so that reading it never waits for a device.
+
+    The row holds the root, which all its conversations share, then each comparison: its prefix, and one suffix a
+    response, the longest first and the others in the order of the responses. A response's conversation is root,
+    prefix and suffix.
 
     Attributes:
-        input_ids: (R, length) int64.
-        attention_mask: (R, length) int64, 1 on real tokens.
-        end: (R,) int64, the position of each row's scored token, its last real one.
+        root: tokens of the root.
+        comparisons: for each comparison the tokens of its prefix, and those of its suffixes in the order of the
+            batch's responses; no suffix is empty.
+    """
+
+    root: int
+    comparisons: tuple[tuple[int, tuple[int, ...]], ...]
+
+    @staticmethod
+    def row_order(suffixes: Sequence[int]) -> list[int]:
+        """The places of a comparison's responses in the order in which their suffixes stand in the row."""
+        longest = max(range(len(suffixes)), key=suffixes.__getitem__)
+        return [longest, *(place for place in range(len(suffixes)) if place != longest)]
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Tokens of every response's conversation, R of them."""
+        return tuple(self.root + prefix + suffix for prefix, suffixes in self.comparisons for suffix in suffixes)
+
+
+@dataclass
+class Batch:
+    """One micro-batch: R conversations and the pairs among them, in one of three layouts.
+
+    Padded: a row a conversation, filled up on the right. Packed: one row in which conversations share what they begin
+    with, and nothing is filled up (see Tree). Cached: embeddings that a backbone gave before, and no tokens.
+
+    Attributes:
+        input_ids: (R, length) int64; packed (1, T); cached (R, 0).
+        attention_mask: (R, length) int64, 1 on real tokens; None when packed or cached.
+        end: (R,) int64, the place of each conversation's scored token, its last real one, in its row.
         pairs: the n preference pairs; n may be 0 for a batch that only keeps a rank in step with the others.
         start: (R,) int64, the position of the first token of each row's response; None where nobody asks for it.
+        position_ids: (1, T) int64, each token's position in its conversation; packed only.
+        tree: how the packed row hangs together.
+        embeddings: (R, d) float, cached only.
+        lengths: tokens of every conversation, R numbers, for those who count; empty in a batch that nobody counts.
     """
 
     input_ids: Tensor
-    attention_mask: Tensor
+    attention_mask: Tensor | None
     end: Tensor
     pairs: Pairs
     start: Tensor | None = None
+    position_ids: Tensor | None = None
+    tree: Tree | None = None
+    embeddings: Tensor | None = None
+    lengths: tuple[int, ...] = ()
+
+    @staticmethod
+    def cached(embeddings: Tensor, pairs: Pairs) -> Batch:
+        """A batch whose embeddings (R, d) are known already: a model only runs its head on it."""
+        rows = embeddings.shape[0]
+        ids = torch.zeros((rows, 0), dtype=torch.int64, device=embeddings.device)
+        return Batch(ids, None, ids.new_zeros(rows), pairs, embeddings=embeddings)
 
     @property
     def responses(self) -> int:
-        return self.input_ids.shape[0]
+        return self.end.shape[0]
+
+    @property
+    def computed_tokens(self) -> int:
+        """Tokens that a backbone runs through for it, padding among them."""
+        return self.input_ids.numel()
+
+    @property
+    def padding(self) -> int:
+        """Tokens among the computed ones that stand for nothing."""
+        return self.computed_tokens - sum(self.lengths) if self.attention_mask is not None else 0
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Batch:
-        return Batch(
-            function(self.input_ids),
-            function(self.attention_mask),
-            function(self.end),
-            self.pairs.map(function),
-            None if self.start is None else function(self.start),
+        """The same batch with `function` applied to every tensor."""
+
+        def apply(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else function(tensor)
+
+        return replace(
+            self,
+            input_ids=function(self.input_ids),
+            attention_mask=apply(self.attention_mask),
+            end=function(self.end),
+            pairs=self.pairs.map(function),
+            start=apply(self.start),
+            position_ids=apply(self.position_ids),
+            embeddings=apply(self.embeddings),
         )
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:

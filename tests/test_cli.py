@@ -228,7 +228,7 @@ MESSAGES = {
         "iterations",
     ],
     f"data: {{ood: {{far: {{{WORLD}, init_args: {{pears: 3}}}}}}}}": [
-        "data.ood: ",
+        "data.ood.far.init_args: ",
         "'pears'",
         "PreferenceWorld",
         "pairs",

@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Sequence, Set
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
 import numpy as np
+import torch
 from jsonargparse.typing import NonNegativeInt, PositiveInt
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch.utils.data import DataLoader
 
-from aplot_lightning.data.comparisons import Comparison, first_user_turn, normalised_text, prompt_key
+from aplot_lightning.data.batching import Layout
+from aplot_lightning.data.comparisons import first_user_turn
 from aplot_lightning.data.encoded import EncodedComparisons
 from aplot_lightning.data.encoding import ConversationEncoder
 from aplot_lightning.data.evaluation_set import EvaluationSet
 from aplot_lightning.data.loaders import EvaluationBatches, OptimizerBatches, OwnBatches, StepSampler, loader
 from aplot_lightning.data.plan import BatchPlan
+from aplot_lightning.data.preparation import Cache, Corpus
+from aplot_lightning.data.preparation.facts import hash_share
+from aplot_lightning.data.preview import previews
 from aplot_lightning.data.report import DataReport, SourceLedger
-from aplot_lightning.data.sources import Source, open_source, read_comparisons
+from aplot_lightning.data.sources import Source, open_source, open_sources
+from aplot_lightning.data.streaming import Head, StreamedBatches
 from aplot_lightning.errors import UserError
 
 
@@ -29,14 +37,22 @@ class PreferenceDataModule(L.LightningDataModule):
     that has fewer positions than `max_length` shortens it.
 
     Args:
-        train: preference pairs to train on: a JSONL (also .gz) or Parquet file, a hub name, or a source class.
+        train: preference pairs to train on: a JSONL (also .gz), Parquet or Arrow file, a folder of them, a hub name, a
+            dict of options (path or name, split, config, columns, weight, source, streaming), a source class, or a list
+            of these.
         id: in-distribution pairs that are only reported; without it a share of the training prompts is held out.
         ood: out-of-distribution test sets by name; they are watched and reported and never select anything.
         ood_validation: out-of-distribution sets by name that may select checkpoints and configs.
         batch_size: pairs in one optimizer batch, over all ranks and accumulation steps.
         micro_batch_size: pairs in one forward on one rank; by default the whole batch at once. Gradients, and the
             transport plan of APLOT, are those of the whole optimizer batch in any case.
-        max_length: tokens of a prompt with one response; longer prompts lose their beginning, answers are kept.
+        micro_batch_tokens: tokens in one forward on one rank, padding among them; beside micro_batch_size, or alone. A
+            comparison that is larger stands alone.
+        layout: packed puts a micro-batch into one row without padding, in which responses share their prompt; auto
+            does so where the model takes it, and else pads rows of about the same length.
+        max_length: tokens of a prompt with one response.
+        truncation: what becomes of longer ones: the prompt loses its beginning (left) or its end (right), and the
+            answer its end only where it alone is too long; or the row is refused (drop).
         validation_share: share of the training prompts held out to select checkpoints and configs.
         id_share: share of the training prompts held out for reporting, where `id` is not given.
         on_bad_row: skip and count rows that cannot be used, or stop at the first (error).
@@ -45,17 +61,23 @@ class PreferenceDataModule(L.LightningDataModule):
         watch_test_sets: evaluate `id` and `ood` at every validation, not only at the end of the run.
         seed: the order of the training pairs; the command line takes it from seed_everything.
         num_workers: processes that prepare batches.
+        cache_dir: where texts and tokens are kept, so that the next run with these data starts at once; by default
+            $APLOT_CACHE, else ~/.cache/aplot_lightning. It may be removed while no run uses it.
+        preparation_workers: processes that read and tokenise; by default as many as there are cores.
     """
 
     def __init__(
         self,
-        train: str | Source,
-        id: str | Source | None = None,
-        ood: dict[str, str | Source] | None = None,
-        ood_validation: dict[str, str | Source] | None = None,
+        train: str | Source | dict[str, Any] | list[str | Source | dict[str, Any]],
+        id: str | Source | dict[str, Any] | None = None,
+        ood: dict[str, str | Source | dict[str, Any]] | None = None,
+        ood_validation: dict[str, str | Source | dict[str, Any]] | None = None,
         batch_size: PositiveInt = 32,
         micro_batch_size: PositiveInt | None = None,
+        micro_batch_tokens: PositiveInt | None = None,
+        layout: Literal["auto", "packed", "padded"] = "auto",
         max_length: PositiveInt = 1024,
+        truncation: Literal["left", "right", "drop"] = "left",
         validation_share: float = 0.05,
         id_share: float = 0.05,
         on_bad_row: Literal["skip", "error"] = "skip",
@@ -63,6 +85,8 @@ class PreferenceDataModule(L.LightningDataModule):
         watch_test_sets: bool = True,
         seed: NonNegativeInt = 0,
         num_workers: NonNegativeInt = 0,
+        cache_dir: str | Path | None = None,
+        preparation_workers: PositiveInt | None = None,
     ) -> None:
         super().__init__()
         self.train = train
@@ -71,7 +95,10 @@ class PreferenceDataModule(L.LightningDataModule):
         self.ood_validation = ood_validation or {}
         self.batch_size = int(batch_size)
         self.micro_batch_size = int(micro_batch_size or batch_size)
+        self.micro_batch_tokens = None if micro_batch_tokens is None else int(micro_batch_tokens)
+        self.layout = layout
         self.max_length = int(max_length)
+        self.truncation = truncation
         self.validation_share = validation_share
         self.id_share = id_share
         self.on_bad_row = on_bad_row
@@ -79,11 +106,17 @@ class PreferenceDataModule(L.LightningDataModule):
         self.watch_test_sets = watch_test_sets
         self.seed = int(seed)
         self.num_workers = int(num_workers)
+        self.cache_dir = cache_dir
+        self.preparation_workers = None if preparation_workers is None else int(preparation_workers)
         self.tokenizer: Any = None
+        self.packed = False
         self.report = DataReport()
         self.fingerprints: dict[str, dict[str, str]] = {}
         self.evaluation_sets: dict[str, EvaluationSet] = {}
         self.training_pairs: EncodedComparisons | None = None
+        self.stream: Source | None = None  # read while it is trained on; training_pairs are then its first ones
+        self._batches: StreamedBatches | None = None
+        self._place: dict[str, Any] | None = None
         self._check_options()
 
     def _check_options(self) -> None:
@@ -108,33 +141,83 @@ class PreferenceDataModule(L.LightningDataModule):
     # Reading, once for all stages
 
     def setup(self, stage: str | None = None) -> None:
-        """Reads, splits and encodes everything. Raises UserError where a source cannot be used."""
+        """Reads, encodes and splits everything, or finds it in the cache.
+
+        Raises:
+            UserError: a source cannot be used, or a row where that is asked for.
+        """
         if self.training_pairs is not None:
             return
         self._ask_module()
-        encoder = ConversationEncoder(self.tokenizer, self.max_length)
-        sources = self._open()
-        held_out = {key: self._read(key, source) for key, source in sources.items() if key != "data.train"}
-        tested = {prompt_key(c) for comparisons, _ in held_out.values() for c in comparisons if c.prompt}
-        training, ledger = self._read("data.train", sources["data.train"])
-        parts = self._split(training)
-        self.training_pairs = _encode(parts["train"], encoder, ledger, tested)
+        encoder = ConversationEncoder(self.tokenizer, self.max_length, self.truncation)
+        opened, cache = self._open(), Cache(self.cache_dir)
+        self._take_stream(opened)
+        ledgers = {key: [self.report.ledger(_place(key), source.name) for source in opened[key]] for key in opened}
+        corpora = {  # the largest comes last, so that mistakes in the others are said soon
+            key: Corpus.prepared(key, opened[key], encoder, cache, self.preparation_workers)
+            for key in sorted(opened, key="data.train".__eq__)
+        }
+        self.fingerprints = {key: {"source": corpora[key].name, "sha256": corpora[key].digest} for key in opened}
+        *tested, train = corpora.values()
+        train.refuse_leaks(tested)
+        for key, corpus in corpora.items():
+            corpus.account(ledgers[key], self.on_bad_row)
+            corpus.use(corpus.usable(), ledgers[key])
+        parts = self._split(train)
+        train.count_near_leaks(parts["train"], tested, ledgers["data.train"])
+        self.training_pairs = train.encoded(parts["train"])
         for name in ("validation", "id"):
-            if parts[name]:
-                self._add_set(name, parts[name], encoder, ledger, tested)
-                self._account_for(name, ledger.name)
-        for key, (comparisons, its_ledger) in held_out.items():
-            self._add_set(_stem(key), comparisons, encoder, its_ledger)
+            self._add_set(name, train, parts[name])
+            self._account_for(name, train, parts[name])
+        for key, corpus in corpora.items():
+            if key != "data.train":
+                self._add_set(_stem(key), corpus, corpus.usable())
         if not len(self.training_pairs):
-            raise UserError(f"data.train: no pair of {ledger.name} is left to train on: {ledger.reasons()}")
-        self.plan = self._plan(self.training_pairs)
+            reasons = SourceLedger.total(ledgers["data.train"]).reasons()
+            raise UserError(f"data.train: no pair of {train.name} is left to train on: {reasons}")
+        if self.stream is None:
+            self.plan = self._plan(self.training_pairs, train)
+        else:
+            self._start_stream(self.stream, encoder, tested)
+        self.report.previews = previews(self.tokenizer, self.training_pairs)
 
-    def _plan(self, training_pairs: EncodedComparisons) -> BatchPlan:
+    def _take_stream(self, opened: dict[str, list[Source]]) -> None:
+        """A streamed training source gives its first block to be prepared, in its own place."""
+        for key, sources in opened.items():
+            if any(source.streaming for source in sources) and (key != "data.train" or len(sources) > 1):
+                alone = "is the only one of data.train" if key == "data.train" else "belongs to data.train"
+                raise UserError(f"{key}: a source with streaming: true {alone}; leave streaming out here")
+        if opened["data.train"][0].streaming:
+            if self.sources_in_every_batch:
+                raise UserError(
+                    "data.sources_in_every_batch: the sources of a stream are not known beforehand; leave it false, or "
+                    "set streaming to false"
+                )
+            self.stream = opened["data.train"][0]
+            opened["data.train"] = [Head(self.stream)]
+
+    def _start_stream(self, source: Source, encoder: ConversationEncoder, tested: Sequence[Corpus]) -> None:
+        held_out = self.validation_share + (0.0 if self.id is not None else self.id_share)
+        self.report.stream = SourceLedger(source.name)
+        self._streamed = partial(
+            StreamedBatches,
+            source,
+            encoder,
+            self.report.stream,
+            batch_size=self.batch_size,
+            seed=self.seed,
+            held_out=lambda comparison: hash_share(first_user_turn(comparison)) < held_out,
+            leaks=frozenset().union(*(corpus.prompt_keys() for corpus in tested)),
+            on_bad_row=self.on_bad_row,
+        )
+
+    def _plan(self, training_pairs: EncodedComparisons, train: Corpus) -> BatchPlan:
         groups = None
         if self.sources_in_every_batch:
             groups = training_pairs.columns["source"][training_pairs.first_pair[:-1]]
+        weights = np.asarray([part.source.weight for part in train.parts])[training_pairs.origins]
         try:
-            return BatchPlan(np.diff(training_pairs.first_pair), self.batch_size, self.seed, groups)
+            return BatchPlan(np.diff(training_pairs.first_pair), self.batch_size, self.seed, groups, weights)
         except ValueError as error:
             names = ", ".join(training_pairs.sources[:5])
             raise UserError(
@@ -155,55 +238,59 @@ class PreferenceDataModule(L.LightningDataModule):
             self.tokenizer = getattr(module, "tokenizer", None)
         if hasattr(module, "fitting_length"):
             self.max_length = module.fitting_length(self.max_length)
+        if module is not None:
+            self.choose_layout(module)
         if self.tokenizer is None:
             raise UserError("PreferenceDataModule has no tokenizer: set its attribute `tokenizer` before setup()")
 
-    def _open(self) -> dict[str, Source]:
-        """Every source by its config key, opened so that a wrong path is said before anything is read."""
-        named = {"data.train": self.train, "data.id": self.id}
+    def choose_layout(self, module: Any) -> None:
+        """Packs micro-batches where the module's model takes that; says why where it does not.
+
+        Args:
+            module: its `packing_refusal` is None, or says why the model takes no packed batches.
+
+        Raises:
+            UserError: data.layout is packed, and the model does not take it.
+        """
+        if self.layout == "padded":
+            return
+        refusal = getattr(module, "packing_refusal", "this module does not say that its model takes them")
+        if refusal is not None and self.layout == "packed":
+            raise UserError(f"data.layout: packed is not possible: {refusal}; set it to auto or padded")
+        self.packed = refusal is None
+        if refusal is not None:
+            rank_zero_info(f"data.layout: rows are padded: {refusal}")
+
+    def _open(self) -> dict[str, list[Source]]:
+        """The sources of every config key, opened so that a wrong path is said before anything is read."""
+        named = {"data.id": self.id}
         named |= {f"data.ood_validation.{name}": source for name, source in self.ood_validation.items()}
         named |= {f"data.ood.{name}": source for name, source in self.ood.items()}
-        return {key: open_source(source, key) for key, source in named.items() if source is not None}
+        opened = {"data.train": open_sources(self.train, "data.train")}
+        return opened | {key: [open_source(source, key)] for key, source in named.items() if source is not None}
 
-    def _read(self, key: str, source: Source) -> tuple[list[Comparison], SourceLedger]:
-        ledger = self.report.ledger(_place(key), source.name)
-        comparisons = read_comparisons(source, key=key, ledger=ledger, on_bad_row=self.on_bad_row)
-        self.fingerprints[key] = {"source": source.name, "sha256": _fingerprint(comparisons)}
-        return comparisons, ledger
-
-    def _split(self, comparisons: Sequence[Comparison]) -> dict[str, list[Comparison]]:
+    def _split(self, train: Corpus) -> dict[str, np.ndarray]:
         """Training, validation and ID comparisons; dialogues with the same first user turn stay together."""
         id_share = 0.0 if self.id is not None else self.id_share
-        parts: dict[str, list[Comparison]] = {"train": [], "validation": [], "id": []}
-        for comparison in comparisons:
-            place = _hash_share(first_user_turn(comparison))
-            if place < self.validation_share:
-                parts["validation"].append(comparison)
-            elif place < self.validation_share + id_share:
-                parts["id"].append(comparison)
-            else:
-                parts["train"].append(comparison)
-        return parts
+        usable = train.usable()
+        part = np.searchsorted(
+            [self.validation_share, self.validation_share + id_share], train.shares()[usable], "right"
+        )
+        return {name: usable[part == number] for number, name in enumerate(("validation", "id", "train"))}
 
-    def _add_set(
-        self,
-        name: str,
-        comparisons: list[Comparison],
-        encoder: ConversationEncoder,
-        ledger: SourceLedger,
-        leaks: Set[bytes] = frozenset(),
-    ) -> None:
-        encoded = _encode(comparisons, encoder, ledger, leaks)
-        if len(encoded):
-            self.evaluation_sets[name] = EvaluationSet(name, comparisons, encoded)
+    def _add_set(self, name: str, corpus: Corpus, places: np.ndarray) -> None:
+        if len(places):
+            encoded = corpus.encoded(places)
+            encoded.columns |= corpus.held_out_columns(places)
+            encoded.kept = np.arange(len(places))
+            self.evaluation_sets[name] = EvaluationSet(name, corpus.comparisons(places), encoded)
 
-    def _account_for(self, name: str, source_name: str) -> None:
+    def _account_for(self, name: str, train: Corpus, places: np.ndarray) -> None:
         """An account of a held-out set by itself; its rows are in the account of the training source too."""
-        held_out = self.evaluation_sets.get(name)
-        if held_out is not None:
-            ledger = self.report.ledger((name,), source_name)
-            ledger.read = len(held_out.encoded)
-            ledger.use([held_out.comparisons[place] for place in held_out.encoded.kept], held_out.encoded.lengths)
+        if len(places):
+            ledger = self.report.ledger((name,), train.name)
+            ledger.read = len(places)
+            train.use(places, [ledger] * len(train.parts))
 
     # Loaders
 
@@ -211,15 +298,34 @@ class PreferenceDataModule(L.LightningDataModule):
         assert self.training_pairs is not None
         assert self.trainer is not None
         trainer = self.trainer
+        if self.stream is not None:
+            return self._stream_loader(trainer)
         dataset = OptimizerBatches(
-            self.training_pairs,
-            self.plan,
-            self.micro_batch_size,
-            self._pad_id(),
-            trainer.global_rank,
-            trainer.world_size,
+            self.training_pairs, self.plan, self._layout(), trainer.global_rank, trainer.world_size
         )
         return loader(dataset, StepSampler(dataset, trainer), self.num_workers, self.seed)
+
+    def _stream_loader(self, trainer: L.Trainer) -> DataLoader:
+        self._batches = self._streamed(
+            layout=self._layout(),
+            step=lambda: trainer.global_step,
+            rank=trainer.global_rank,
+            world=trainer.world_size,
+        )
+        if self._place is not None:
+            self._batches.load_state_dict(self._place)
+        return DataLoader(self._batches, batch_size=None, pin_memory=torch.cuda.is_available())
+
+    def state_dict(self) -> dict[str, Any]:
+        """The place in a stream, for checkpoints; without one there is nothing to save (see `BatchPlan`)."""
+        if self._batches is None or self.trainer is None:
+            return {}
+        return {"stream": self._batches.state_dict(self.trainer.global_step)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._place = state_dict.get("stream")
+        if self._batches is not None and self._place is not None:
+            self._batches.load_state_dict(self._place)
 
     def val_dataloader(self) -> list[DataLoader]:
         selecting = ("validation", "ood_validation/")
@@ -237,36 +343,13 @@ class PreferenceDataModule(L.LightningDataModule):
         rank, world = self.trainer.global_rank, self.trainer.world_size
         loaders = []
         for name in names:
-            dataset = EvaluationBatches(self.evaluation_sets[name], self.micro_batch_size, self._pad_id(), rank, world)
+            dataset = EvaluationBatches(self.evaluation_sets[name], self._layout(), rank, world)
             sampler = OwnBatches(dataset, num_replicas=world, rank=rank, shuffle=False)
             loaders.append(loader(dataset, sampler, self.num_workers, self.seed))
         return loaders
 
-    def _pad_id(self) -> int:
-        return self.tokenizer.pad_token_id
-
-
-def _encode(
-    comparisons: list[Comparison], encoder: ConversationEncoder, ledger: SourceLedger, leaks: Set[bytes]
-) -> EncodedComparisons:
-    encoded = encoder.encode(comparisons, ledger, leaks)
-    ledger.use([comparisons[place] for place in encoded.kept], encoded.lengths)
-    return encoded
-
-
-def _hash_share(text: str) -> float:
-    """A fixed place in [0, 1) for a first user turn, the same on every machine and for every seed."""
-    digest = hashlib.sha256(normalised_text(text).encode("utf-8", "surrogatepass")).digest()
-    return int.from_bytes(digest[:7], "big") / 2**56
-
-
-def _fingerprint(comparisons: Sequence[Comparison]) -> str:
-    digest = hashlib.sha256()
-    for comparison in comparisons:
-        digest.update(
-            repr((comparison.prompt, comparison.responses, comparison.pairs)).encode("utf-8", "surrogatepass")
-        )
-    return digest.hexdigest()
+    def _layout(self) -> Layout:
+        return Layout(self.tokenizer.pad_token_id, self.packed, self.micro_batch_size, self.micro_batch_tokens)
 
 
 def _place(key: str) -> tuple[str, ...]:

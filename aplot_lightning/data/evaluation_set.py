@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from aplot_lightning.data.comparisons import Comparison, Message, prompt_key, response_text
+from aplot_lightning.data.comparisons import Comparison, Message, response_text
 from aplot_lightning.data.encoded import EncodedComparisons
-from aplot_lightning.evaluation.similarity import token_f1
+from aplot_lightning.data.preparation import facts_of, held_out_columns, labels
 
 PREDICTED = ("chosen_reward", "rejected_reward")
 
@@ -23,10 +23,11 @@ class EvaluationSet:
 
     Attributes:
         name: the stem of its metrics: ``validation``, ``id``, ``ood/NAME`` or ``ood_validation/NAME``.
-        comparisons: as they were read, for the texts of predictions and worst errors.
-        encoded: the usable ones of them as tokens. Its columns get what metrics need of each pair: ``prompt`` (a hash
+        comparisons: as they were read, for the texts of predictions and worst errors; stored ones are decoded when
+            they are asked for.
+        encoded: the usable ones of them as tokens. Its columns have what metrics need of each pair: ``prompt`` (a hash
             of the prompt, int64), ``chosen_characters`` and ``rejected_characters`` (int64), ``similarity`` (token F1
-            of the two texts).
+            of the two texts); they are made of the texts where they are not there.
     """
 
     name: str
@@ -35,15 +36,9 @@ class EvaluationSet:
 
     def __post_init__(self) -> None:
         self._comparison_of = np.repeat(self.encoded.kept, np.diff(self.encoded.first_pair))
-        pairs = [self._pair(place) for place in range(self.encoded.pairs)]
-        texts = [(response_text(c, winner), response_text(c, loser)) for c, winner, loser in pairs]
-        prompts = [int.from_bytes(prompt_key(c)[:8], "big", signed=True) for c, _, _ in pairs]
-        self.encoded.columns |= {
-            "prompt": np.asarray(prompts, dtype=np.int64),
-            "chosen_characters": np.asarray([len(chosen) for chosen, _ in texts], dtype=np.int64),
-            "rejected_characters": np.asarray([len(rejected) for _, rejected in texts], dtype=np.int64),
-            "similarity": np.asarray([token_f1(*both) for both in texts], dtype=np.float32),
-        }
+        if "similarity" not in self.encoded.columns:
+            used = [self.comparisons[place] for place in self.encoded.kept]
+            self.encoded.columns |= held_out_columns(facts_of(used), np.arange(len(used)))
 
     def _pair(self, place: int) -> tuple[Comparison, int, int]:
         """The comparison of a pair, and the pair's winner and loser in it."""
@@ -60,10 +55,10 @@ class EvaluationSet:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        pairs = [self._pair(place) for place in table["index"].tolist()]
-        subsets = [comparison.subset for comparison, _, _ in pairs]
+        index = table["index"].cpu().numpy()
+        subsets = labels(self.comparisons, "subset", self._comparison_of[index])
         columns: dict[str, Any] = {
-            "id": [_pair_id(*pair) for pair in pairs],
+            "id": self._pair_ids(index),
             "prompt": table["prompt"].cpu().numpy(),
             "subset": subsets,
             **{name: table[name].cpu().double().numpy() for name in (*PREDICTED, "target", "similarity")},
@@ -73,6 +68,16 @@ class EvaluationSet:
         pq.write_table(pa.table(columns), path)
         return subsets
 
+    def _pair_ids(self, index: np.ndarray) -> list[str]:
+        """A name for each pair: its comparison's, with the places of its responses where that has several pairs."""
+        names = labels(self.comparisons, "id", self._comparison_of[index])
+        several = np.repeat(np.diff(self.encoded.first_pair), np.diff(self.encoded.first_pair))[index] > 1
+        sides = zip(self.encoded.winners[index].tolist(), self.encoded.losers[index].tolist(), strict=True)
+        return [
+            f"{name}:{winner}>{loser}" if many else name
+            for name, many, (winner, loser) in zip(names, several.tolist(), sides, strict=True)
+        ]
+
     def worst_errors(self, table: Mapping[str, Tensor], most: int) -> list[dict[str, Any]]:
         """The pairs that the model gets most wrong, worst first, with their texts; a target of 0.5 cannot be wrong."""
         side = (2 * table["target"] - 1).sign()
@@ -80,11 +85,12 @@ class EvaluationSet:
         wrong = ((gaps <= 0) & (side != 0)).nonzero()[:, 0]
         errors = []
         for row in wrong[gaps[wrong].argsort(stable=True)][:most].tolist():
-            comparison, winner, loser = self._pair(int(table["index"][row]))
+            pair = int(table["index"][row])
+            comparison, winner, loser = self._pair(pair)
             errors.append(
                 {
                     "set": self.name,
-                    "id": _pair_id(comparison, winner, loser),
+                    "id": self._pair_ids(np.asarray([pair]))[0],
                     "subset": comparison.subset,
                     "prompt": _transcript(comparison.prompt),
                     "chosen": response_text(comparison, winner),
@@ -93,10 +99,6 @@ class EvaluationSet:
                 }
             )
         return errors
-
-
-def _pair_id(comparison: Comparison, winner: int, loser: int) -> str:
-    return comparison.id if len(comparison.pairs) == 1 else f"{comparison.id}:{winner}>{loser}"
 
 
 def _transcript(prompt: Sequence[Message]) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from aplot_lightning.data.batching import collate, rank_micro_batches
+from aplot_lightning.data.batching import Layout, collate, rank_micro_batches
 from aplot_lightning.data.encoded import EncodedComparisons
 from aplot_lightning.data.evaluation_set import EvaluationSet
 from aplot_lightning.data.plan import BatchPlan
@@ -43,12 +43,11 @@ class OptimizerBatches(Dataset):
     name = "train"
 
     def __init__(
-        self, encoded: EncodedComparisons, plan: BatchPlan, micro_batch_size: int, pad_id: int, rank: int, world: int
+        self, encoded: EncodedComparisons, plan: BatchPlan, layout: Layout, rank: int = 0, world: int = 1
     ) -> None:
         self.encoded = encoded
         self.plan = plan
-        self.micro_batch_size = micro_batch_size
-        self.pad_id = pad_id
+        self.layout = layout
         self.rank, self.world = rank, world
 
     def __len__(self) -> int:
@@ -56,29 +55,24 @@ class OptimizerBatches(Dataset):
 
     def __getitem__(self, place: tuple[int, int]) -> list[Batch]:
         comparisons = self.plan.batch(*place)
-        cut = rank_micro_batches(
-            comparisons, self.encoded.lengths, self.plan.pair_counts, self.micro_batch_size, self.rank, self.world
-        )
-        return [collate(self.encoded, part, self.pad_id) for part in cut]
+        cut = rank_micro_batches(self.encoded, comparisons, self.layout, self.rank, self.world)
+        return [collate(self.encoded, part, self.layout) for part in cut]
 
 
 class EvaluationBatches(Dataset):
     """This rank's batches of an evaluation set, longest first; ranks get equal numbers of them, some perhaps empty."""
 
-    def __init__(self, evaluated: EvaluationSet, batch_size: int, pad_id: int, rank: int, world: int) -> None:
+    def __init__(self, evaluated: EvaluationSet, layout: Layout, rank: int = 0, world: int = 1) -> None:
         self.name = evaluated.name
         self.encoded = evaluated.encoded
-        self.pad_id = pad_id
-        counts = np.diff(self.encoded.first_pair)
-        self.batches = rank_micro_batches(
-            np.arange(len(self.encoded)), self.encoded.lengths, counts, batch_size, rank, world
-        )
+        self.layout = layout
+        self.batches = rank_micro_batches(self.encoded, np.arange(len(self.encoded)), layout, rank, world)
 
     def __len__(self) -> int:
         return len(self.batches)
 
     def __getitem__(self, place: int) -> Batch:
-        return collate(self.encoded, self.batches[place], self.pad_id)
+        return collate(self.encoded, self.batches[place], self.layout)
 
 
 class OwnBatches(DistributedSampler):

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
-from typing import Any
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from aplot_lightning.data.comparisons import KINDS, Comparison, response_text
+from aplot_lightning.data.comparisons import KINDS
+from aplot_lightning.data.report_pages import markdown_page, summary_lines, terminal_table
+
+if TYPE_CHECKING:
+    from aplot_lightning.data.preview import Preview
 
 LOCATIONS = 10  # places kept of each kind
+PLACES = ("train", "validation", "id", "ood_validation", "ood")  # the order in which a reader sees them
+COUNTS = ("near_leak", "cut_prompts", "cut_chosen", "cut_rejected")
 
 
 class SourceLedger:
@@ -20,6 +29,10 @@ class SourceLedger:
         read: rows read; blank lines are none.
         refused: kind -> rows refused, every kind of `KINDS`.
         locations: kind -> the first ten (where, message).
+        near_leak: used rows whose prompt nearly equals one of an evaluation set; they are counted, not refused.
+        cut_prompts: used rows whose prompt was cut to fit.
+        cut_chosen, cut_rejected: pairs whose chosen or rejected response was cut at its end.
+        summed: whether this is the sum of several accounts.
     """
 
     def __init__(self, name: str) -> None:
@@ -27,7 +40,11 @@ class SourceLedger:
         self.read = 0
         self.refused = dict.fromkeys(KINDS, 0)
         self.locations: dict[str, list[tuple[str, str]]] = {kind: [] for kind in KINDS}
-        self._counted = 0
+        self.near_leak = 0
+        self.cut_prompts = 0
+        self.cut_chosen = 0
+        self.cut_rejected = 0
+        self.summed = False
         self._pairs = 0
         self._longer_wins = 0
         self._lengths: list[np.ndarray] = []
@@ -37,28 +54,27 @@ class SourceLedger:
         """Rows read and not refused so far."""
         return self.read - sum(self.refused.values())
 
+    @property
+    def _counted(self) -> int:
+        return sum(map(len, self._lengths))
+
     def refuse(self, kind: str, where: str, message: str) -> None:
         """Counts one row as refused; `kind` is one of `KINDS`."""
         self.refused[kind] += 1
         if len(self.locations[kind]) < LOCATIONS:
             self.locations[kind].append((where, message))
 
-    def use(self, comparisons: Iterable[Comparison], lengths: Sequence[int] | np.ndarray) -> None:
-        """Counts comparisons that are used in the end, held-out ones too; may be called once for each part of a source.
+    def use(self, pairs: int, longer_wins: int, lengths: Sequence[int] | np.ndarray) -> None:
+        """Counts comparisons that are used in the end, held-out ones too; called once for each part of a source.
 
         Args:
-            comparisons: those that were not refused, neither in reading nor in encoding.
-            lengths: (C,) tokens of the longest conversation of each.
+            pairs: pairs of these comparisons.
+            longer_wins: those pairs whose winner has more characters.
+            lengths: (C,) tokens of the longest conversation of each comparison; an int32 array is kept as it is.
         """
-        counted = 0
-        for comparison in comparisons:
-            counted += 1
-            characters = [len(response_text(comparison, place)) for place in range(len(comparison.responses))]
-            self._pairs += len(comparison.pairs)
-            self._longer_wins += sum(characters[winner] > characters[loser] for winner, loser in comparison.pairs)
-        assert counted == len(lengths), f"{counted} comparisons of {self.name} and {len(lengths)} lengths"
-        self._counted += counted
-        self._lengths.append(np.asarray(lengths, dtype=np.int64))
+        self._pairs += int(pairs)
+        self._longer_wins += int(longer_wins)
+        self._lengths.append(np.asarray(lengths, dtype=np.int32))
 
     def reasons(self) -> str:
         """The refused rows in one line, for messages: ``12 missing_field, 1 tie; first: x.jsonl:1: no "chosen"``."""
@@ -69,7 +85,7 @@ class SourceLedger:
         return f"{', '.join(f'{self.refused[kind]} {kind}' for kind in kinds)}; first: {where}: {message}"
 
     def as_dict(self) -> dict[str, Any]:
-        """The account in the form of ``data_report.json``; ``near_leak`` is null: it is not counted in this version.
+        """The account in the form of ``data_report.json``.
 
         ``longer_wins`` is the share of pairs whose winner has more characters; it and the token counts are null without
         a used row.
@@ -82,13 +98,14 @@ class SourceLedger:
             "used": self.used,
             "pairs": self._pairs,
             "refused": dict(self.refused),
-            "near_leak": None,
+            "near_leak": self.near_leak,
+            "cut": {"prompts": self.cut_prompts, "chosen": self.cut_chosen, "rejected": self.cut_rejected},
             "longer_wins": self._longer_wins / self._pairs if self._pairs else None,
             "tokens": self._tokens(),
         }
 
     def _tokens(self) -> dict[str, int | None]:
-        lengths = np.concatenate([np.zeros(0, dtype=np.int64), *self._lengths])
+        lengths = np.concatenate([np.zeros(0, dtype=np.int32), *self._lengths])
         if not len(lengths):
             return {"p50": None, "p95": None, "max": None}
         p50, p95, most = np.percentile(lengths, [50, 95, 100], method="inverted_cdf")
@@ -98,12 +115,14 @@ class SourceLedger:
     def total(ledgers: Iterable[SourceLedger]) -> SourceLedger:
         """The account of several sources together."""
         total = SourceLedger("total")
+        total.summed = True
         for ledger in ledgers:
             total.read += ledger.read
             for kind in KINDS:
                 total.refused[kind] += ledger.refused[kind]
                 total.locations[kind] = (total.locations[kind] + ledger.locations[kind])[:LOCATIONS]
-            total._counted += ledger._counted
+            for name in COUNTS:
+                setattr(total, name, getattr(total, name) + getattr(ledger, name))
             total._pairs += ledger._pairs
             total._longer_wins += ledger._longer_wins
             total._lengths += ledger._lengths
@@ -116,9 +135,15 @@ class DataReport:
     Places are ``("train",)`` (one or more sources), ``("validation",)`` and ``("id",)`` (one each), ``("ood", NAME)``
     and ``("ood_validation", NAME)``. Rows of a training source that are held out for ``validation`` or ``id`` count as
     used in ``train``; an account of their own may hold these rows once more.
+
+    Attributes:
+        previews: a few training pairs as the model reads them (`preview.previews`); empty until they are set.
+        stream: what was read of a streamed training source so far, whose first block has the place ``("train",)``.
     """
 
     def __init__(self) -> None:
+        self.previews: list[Preview] = []
+        self.stream: SourceLedger | None = None
         self._ledgers: dict[tuple[str, ...], list[SourceLedger]] = {}
 
     def ledger(self, place: tuple[str, ...], name: str) -> SourceLedger:
@@ -133,12 +158,12 @@ class DataReport:
         return there[-1]
 
     def as_dict(self) -> dict[str, Any]:
-        """The content of ``data_report.json``: every account, and under ``locations`` the first rows refused.
+        """The content of ``data_report.json``: every account, the first rows refused (``locations``) and the previews.
 
         A set that the run does not have is null (``validation``, ``id``) or not among the names (``ood`` ...).
         """
         training = self._ledgers.get(("train",), [])
-        return {
+        content = {
             "train": {
                 "total": SourceLedger.total(training).as_dict(),
                 "sources": {ledger.name: ledger.as_dict() for ledger in training},
@@ -155,25 +180,39 @@ class DataReport:
                 }
                 for place, ledgers in self._ledgers.items()
             },
+            "previews": [asdict(preview) for preview in self.previews],
         }
+        if self.stream is not None:
+            content["stream"] = {"read": self.stream.read, "refused": dict(self.stream.refused)}
+        return content
 
     def to_text(self) -> str:
-        """A table for the terminal: a line for each account, and under it what was refused and where first."""
-        rows: list[tuple[str, ...]] = [
-            ("set", "source", "read", "used", "pairs", "longer wins", "tokens p50", "p95", "max")
-        ]
-        notes: list[list[str]] = [[]]
-        for place, ledgers in self._ledgers.items():
-            for ledger in ledgers:
-                rows.append(_table_row("/".join(place), ledger))
-                notes.append(_refusals(ledger))
-        widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-        lines = []
-        for row, found in zip(rows, notes, strict=True):
-            texts = [cell.ljust(width) for cell, width in zip(row[:2], widths[:2], strict=True)]
-            numbers = [cell.rjust(width) for cell, width in zip(row[2:], widths[2:], strict=True)]
-            lines += ["  ".join([*texts, *numbers]), *found]
-        return "\n".join(lines)
+        """For the terminal: a line for each account, what was refused and where first, and what the model reads."""
+        return terminal_table(self._accounts(), self.previews)
+
+    def to_markdown(self) -> str:
+        """The content of ``data_report.md``: the same, with the first ten rows of each kind that was refused."""
+        return markdown_page(self._accounts(), self.previews)
+
+    def write(self, folder: Path) -> None:
+        """Writes data_report.json and data_report.md into a folder that exists. Raises OSError where it cannot."""
+        # a lone surrogate, which JSON may hold and UTF-8 may not, is written as JSON's own escape of it
+        content = json.dumps(self.as_dict(), indent=2, ensure_ascii=False) + "\n"
+        (folder / "data_report.json").write_text(content, encoding="utf-8", errors="backslashreplace")
+        (folder / "data_report.md").write_text(self.to_markdown(), encoding="utf-8")
+
+    def summary(self) -> list[str]:
+        """One line a set, for the log of a run."""
+        return summary_lines(self._accounts())
+
+    def _accounts(self) -> list[tuple[str, SourceLedger]]:
+        """Every account under the name of its place, and where there are several training sources their sum."""
+        accounts = []
+        for place, ledgers in sorted(self._ledgers.items(), key=lambda entry: PLACES.index(entry[0][0])):
+            accounts += [("/".join(place), ledger) for ledger in ledgers]
+            if len(ledgers) > 1:
+                accounts.append(("/".join(place), SourceLedger.total(ledgers)))
+        return accounts
 
     def _only(self, place: tuple[str, ...]) -> dict[str, Any] | None:
         ledgers = self._ledgers.get(place)
@@ -181,22 +220,3 @@ class DataReport:
 
     def _named(self, section: str) -> dict[str, Any]:
         return {place[1]: self._only(place) for place in self._ledgers if place[0] == section}
-
-
-def _table_row(place: str, ledger: SourceLedger) -> tuple[str, ...]:
-    account = ledger.as_dict()
-    share = account["longer_wins"]
-    tokens = ["-" if value is None else f"{value:,}" for value in account["tokens"].values()]
-    counts = [f"{account[name]:,}" for name in ("read", "used", "pairs")]
-    return place, ledger.name, *counts, "-" if share is None else f"{share:.2f}", *tokens
-
-
-def _refusals(ledger: SourceLedger) -> list[str]:
-    lines = []
-    for kind in KINDS:
-        if ledger.refused[kind]:
-            (where, message), *others = ledger.locations[kind]
-            also = f"; also {', '.join(other for other, _ in others)}" if others else ""
-            more = " ..." if ledger.refused[kind] > LOCATIONS else ""
-            lines.append(f"    refused {ledger.refused[kind]:,} {kind}: {where}: {message}{also}{more}")
-    return lines

@@ -5,6 +5,7 @@ Imports nothing heavy, so that a command can refuse a wrong path before torch is
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,6 +73,7 @@ def _locate_in_folder(name: str, folder: Path, key: str) -> ModelPlace:
             f"{key}: the folder {name!r} holds no model: neither checkpoints/best.ckpt nor checkpoints/last.ckpt "
             "(a run) nor config.json (a Hugging Face model)"
         )
+    _check_inside(name, folder, key)
     if any((folder / file).is_file() for file in WEIGHTS):
         return ModelPlace(name, "folder", str(folder))
     pickled = next((file for file in PICKLED_WEIGHTS if (folder / file).is_file()), None)
@@ -81,6 +83,22 @@ def _locate_in_folder(name: str, folder: Path, key: str) -> ModelPlace:
             "save the model again as model.safetensors"
         )
     return ModelPlace(name, "architecture", str(folder))
+
+
+def _check_inside(name: str, folder: Path, key: str) -> None:
+    """Raises UserError where a file of the folder sends its reader to another place, where Transformers would go."""
+    if (folder / "adapter_config.json").is_file():
+        raise UserError(f"{key}: {name!r} is an adapter, which names its base model by a path; merge it into its base")
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        return
+    try:
+        files = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise UserError(f"{key}: {index} is no index of weights: copy the model again") from error
+    outside = sorted(str(file) for file in files if not isinstance(file, str) or Path(file).name != file)
+    if outside:
+        raise UserError(f"{key}: {index} names weights outside its folder ({outside[0]}), which are not read")
 
 
 def not_on_hub(name: str, key: str, reason: str) -> UserError:

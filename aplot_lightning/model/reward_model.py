@@ -19,8 +19,9 @@ from aplot_lightning.model.checkpoint import FORMAT, read_checkpoint
 from aplot_lightning.model.configuration import config_to_dict
 from aplot_lightning.model.heads import Head
 from aplot_lightning.model.locate import locate_model
-from aplot_lightning.model.scoring import cut_by_size, evaluating, unpaired_batch
+from aplot_lightning.model.scoring import evaluating, packed_batches, padded_batches
 from aplot_lightning.model.tokenizer import check_vocabulary, natural_length, one_line, pack_tokenizer
+from aplot_lightning.model.tree import PackedRow
 from aplot_lightning.types import Batch, Scores
 
 FRESH_HEAD_SEED = 0  # of a head that a model needs for scoring and does not have
@@ -272,15 +273,32 @@ class RewardModel(nn.Module):
         """Whether rewards are one linear function of the embeddings, and the head gives nothing else."""
         return self.head.linear
 
+    @property
+    def packing_refusal(self) -> str | None:
+        """Why the model takes no packed batches; None where it does. Found out when it is first asked for."""
+        return self.backbone.packing.refusal
+
+    @property
+    def packs(self) -> bool:
+        """Whether the model takes packed batches beside padded ones."""
+        return self.packing_refusal is None
+
     # What a model does
 
     def forward(self, batch: Batch) -> Scores:
         """Rewards (R,), embeddings (R, d) and what else the head gives, float32 whatever the backbone's precision.
 
+        The batch may be padded, packed (where the model `packs`), or hold the embeddings already; the scores are the
+        same up to rounding, and in the order of its responses.
+
         With the language-model head, and in training mode only, log_probability (R,) too: that of the responses which
         a pair has as chosen, and 0 for the others (see `LanguageModelHead`).
         """
-        embeddings, states = self.backbone(batch.input_ids, batch.attention_mask, batch.end)
+        if batch.embeddings is None:
+            row = None if batch.tree is None else PackedRow.of(batch)
+            embeddings, states = self.backbone(batch.input_ids, batch.attention_mask, batch.end, row)
+        else:
+            embeddings, states = batch.embeddings, None
         with torch.autocast(batch.input_ids.device.type, enabled=False):
             tensors = {**self.head(embeddings), "embeddings": embeddings}
         if self.training and self.backbone.lm_head is not None:
@@ -295,7 +313,7 @@ class RewardModel(nn.Module):
         Args:
             items: ``{"prompt": str or messages, "response": str or messages}`` each.
             batch_size: items in one forward.
-            batch_tokens: in its place, padded tokens in one forward; one item always fits.
+            batch_tokens: in its place, tokens in one forward, padding among them; one item always fits.
 
         Raises:
             UserError: an item cannot be read.
@@ -316,14 +334,21 @@ class RewardModel(nn.Module):
     def score_rows(
         self, rows: Sequence[np.ndarray], *, batch_size: int = 16, batch_tokens: int | None = None
     ) -> list[float]:
-        """The reward of each row of token ids, in order; longest rows first inside, so that memory peaks at once."""
+        """The reward of each row of token ids, in order; the largest batches first, so that memory peaks at once.
+
+        Where the model `packs`, rows that begin alike are computed together.
+        """
         if not rows:
             return []
-        order = sorted(range(len(rows)), key=lambda place: -len(rows[place]))
+        if self.packs:
+            batches = packed_batches(rows, batch_size, batch_tokens)
+        else:
+            batches = padded_batches(rows, batch_size, batch_tokens, self.tokenizer.pad_token_id)
+        order: list[int] = []
         rewards: list[Tensor] = []
         with evaluating(self), torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
-            for places in cut_by_size([len(rows[place]) for place in order], batch_size, batch_tokens):
-                batch = unpaired_batch([rows[order[place]] for place in places], self.tokenizer.pad_token_id)
+            for places, batch in batches:
+                order += places
                 rewards.append(self(batch.to(self.device)).rewards)
         result = np.empty(len(rows))
         result[order] = torch.cat(rewards).cpu().numpy()

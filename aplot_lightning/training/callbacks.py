@@ -20,6 +20,7 @@ from torchmetrics.functional import spearman_corrcoef
 from aplot_lightning.objectives import TransportMargin
 from aplot_lightning.training.checkpoints import validation_is_due
 from aplot_lightning.training.exact_batch import StepResult
+from aplot_lightning.training.flops import peak_flops, training_flops
 from aplot_lightning.transport import marginal_error, plan_entropy, transport_cost
 from aplot_lightning.types import Batch
 
@@ -83,7 +84,9 @@ class GracefulStop(L.Callback):
 class Throughput(L.Callback):
     """Counts pairs and tokens of the steps after the first, without the time of validation and saving.
 
-    Logs `throughput/pairs_per_second` and `throughput/padding_fraction`.
+    Logs `throughput/pairs_per_second`, `throughput/tokens_per_second` (tokens of whole conversations without padding: a
+    prompt counts once for each of its responses, however the batch is laid out), `throughput/padding_fraction` (of the
+    tokens that are computed), and on a GPU whose peak is known `throughput/mfu` (model FLOPs utilisation, flops.py).
     """
 
     def __init__(self) -> None:
@@ -93,20 +96,26 @@ class Throughput(L.Callback):
             "timed_pairs": 0,
             "tokens": 0,
             "cells": 0,
+            "padding": 0,
+            "flops": 0.0,
             "seconds": 0.0,
         }
         self._since: float | None = None
+        self._peak: float | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        return {name: float(value) if name == "seconds" else int(value) for name, value in self.counts.items()}
+        return {name: float(n) if name in ("seconds", "flops") else int(n) for name, n in self.counts.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.counts = dict(state)
+        self.counts |= state
 
     def setup(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
         if stage == "fit":
             self.saving = _TimedCheckpointIO(trainer.strategy.checkpoint_io)
             trainer.strategy.checkpoint_io = self.saving
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self._peak = peak_flops(trainer, module)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, module: Any, outputs: Any, batch: list[Batch], batch_index: int
@@ -119,16 +128,26 @@ class Throughput(L.Callback):
         if self._since is not None:
             counts["seconds"] += now - self._since - self.saving.seconds
             counts["timed_pairs"] += pairs
-            # tensors, so that counting does not wait for the device
-            counts["tokens"] += trainer.world_size * sum(part.attention_mask.sum() for part in batch)
-            counts["cells"] += trainer.world_size * sum(part.input_ids.numel() for part in batch)
+            # of numbers that the loader left: counting waits for no device; other ranks have about as many
+            counts["tokens"] += trainer.world_size * sum(sum(part.lengths) for part in batch)
+            counts["cells"] += trainer.world_size * sum(part.computed_tokens for part in batch)
+            counts["padding"] += trainer.world_size * sum(part.padding for part in batch)
+            if self._peak is not None:
+                counts["flops"] += training_flops(module.reward_model.backbone, batch)
         self._since, self.saving.seconds = now, 0.0
         if counts["seconds"] and _logs(trainer):
-            rates = {
-                "throughput/pairs_per_second": counts["timed_pairs"] / counts["seconds"],
-                "throughput/padding_fraction": 1 - counts["tokens"] / counts["cells"],
-            }
-            module.log_dict(rates, rank_zero_only=True)
+            module.log_dict({f"throughput/{name}": rate for name, rate in self._rates().items()}, rank_zero_only=True)
+
+    def _rates(self) -> dict[str, float]:
+        counts = self.counts
+        rates = {
+            "pairs_per_second": counts["timed_pairs"] / counts["seconds"],
+            "tokens_per_second": counts["tokens"] / counts["seconds"],
+            "padding_fraction": counts["padding"] / max(1, counts["cells"]),
+        }
+        if self._peak is not None:
+            rates["mfu"] = counts["flops"] / counts["seconds"] / self._peak
+        return rates
 
     def on_validation_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self._paused = time.perf_counter()

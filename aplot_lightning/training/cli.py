@@ -146,12 +146,15 @@ class AplotCLI(LightningCLI):
     def _read_data(self) -> None:
         self.datamodule.tokenizer = self.model.tokenizer
         self.datamodule.max_length = self.model.fitting_length(self.datamodule.max_length)
+        self.datamodule.choose_layout(self.model)
         self.datamodule.setup()
         if self.subcommand == "fit":
             self.model.require_columns(self.datamodule.columns)
             config = self.config[self.subcommand]
             validates = config.trainer.limit_val_batches != 0
             self.selects = validates and can_select(config.monitor, self.datamodule.evaluation_sets)
+            if self.datamodule.stream is not None:
+                _check_endless(config.trainer)
 
     def before_fit(self) -> None:
         config = self.config[self.subcommand]
@@ -190,19 +193,36 @@ class AplotCLI(LightningCLI):
         print(f"\n{compare_runs([self.run_dir]).text()}\n\nreport: {self.run_dir / 'report.md'}")
 
 
+def _check_endless(trainer: Any) -> None:
+    """Raises UserError where a run on a stream would have no end, or its validations no place."""
+    if trainer.max_steps < 1:
+        raise UserError("data.train: a stream has no epochs: say by --trainer.max_steps after how many steps to stop")
+    if isinstance(trainer.val_check_interval, float) and trainer.val_check_interval != 1.0:
+        raise UserError(
+            f"trainer.val_check_interval is {trainer.val_check_interval}, a share of an epoch, and a stream has none: "
+            "give a number of steps"
+        )
+
+
 def _is_telling(record: logging.LogRecord) -> bool:
     """Lightning's own advertisement, and a note at every checkpoint that says nothing of it, stay out of the log."""
     return "litlogger" not in record.msg and "`weights_only` was not set" not in record.msg
 
 
-def run(arguments: list[str]) -> int:
-    """One of Lightning's subcommands. Raises UserError for what jsonargparse refuses; returns the exit code."""
+def run(arguments: list[str], cli: type[AplotCLI] | None = None) -> int:
+    """One of Lightning's subcommands. Raises UserError for what jsonargparse refuses; returns the exit code.
+
+    Args:
+        arguments: the subcommand's name and its own arguments.
+        cli: the class that knows the subcommand; AplotCLI by default.
+    """
     # a progress bar belongs on a terminal, not in a log
     defaults = {
         "num_sanity_val_steps": 0,
         "use_distributed_sampler": False,
         "enable_progress_bar": sys.stderr.isatty(),
     }
+    warnings.filterwarnings("ignore", message="LightningCLI's args parameter")  # cli.main takes words from Python too
     warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated", category=FutureWarning)  # Lightning's own
     warnings.filterwarnings("ignore", message=".*does not have many workers")  # batches are ready-made
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")  # checked before
@@ -213,7 +233,7 @@ def run(arguments: list[str]) -> int:
     # errors as exceptions, and no key by its first letters: a mistyped one is said
     parsing = {"exit_on_error": False, "allow_abbrev": False}
     try:
-        AplotCLI(
+        (cli or AplotCLI)(
             RewardModelingModule,
             PreferenceDataModule,
             parser_class=AplotParser,
@@ -221,7 +241,7 @@ def run(arguments: list[str]) -> int:
             seed_everything_default=0,
             trainer_defaults=defaults,
             auto_configure_optimizers=False,
-            parser_kwargs={**parsing, **dict.fromkeys(LightningCLI.subcommands(), parsing)},
+            parser_kwargs={**parsing, **dict.fromkeys((cli or LightningCLI).subcommands(), parsing)},
             args=None if arguments == sys.argv[1:] else arguments,
         )
     except ArgumentError as error:

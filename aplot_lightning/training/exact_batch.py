@@ -23,6 +23,7 @@ from aplot_lightning.objectives import Objective, ObjectiveResult
 from aplot_lightning.types import Batch, Pairs, Scores
 
 Score = Callable[[Batch], Scores]
+Backward = Callable[[Tensor], None]
 
 
 @dataclass
@@ -41,7 +42,9 @@ class StepResult:
     pairs: Pairs
 
 
-def whole_batch_step(score: Score, objective: Objective, micro_batches: Sequence[Batch]) -> StepResult:
+def whole_batch_step(
+    score: Score, objective: Objective, micro_batches: Sequence[Batch], backward: Backward = torch.Tensor.backward
+) -> StepResult:
     """Accumulates the gradients of all micro-batches but the last and returns the loss that completes them.
 
     The caller zeroes the gradients before, and back-propagates the returned loss after, exactly once. Every rank must
@@ -51,18 +54,45 @@ def whole_batch_step(score: Score, objective: Objective, micro_batches: Sequence
         score: the model with its autocast, if any.
         objective: computed in float32 or better, whatever the model's precision.
         micro_batches: this rank's share of the optimizer batch.
+        backward: back-propagates the scalar of a micro-batch that is not the last, for a caller who scales it or who
+            keeps the gradients of such a one from being reduced over ranks; autocast is off around it.
     """
     if objective.separable:
-        return _separable_step(score, objective, micro_batches)
+        return _separable_step(score, objective, micro_batches, backward)
     if len(micro_batches) == 1:
         scores = score(micro_batches[0])
         step, cotangents = _solve(objective, scores.detach(), micro_batches[0].pairs)
         step.loss = _carrier(scores, cotangents, step.result.loss)
         return step
-    return _two_pass_step(score, objective, micro_batches)
+    return _two_pass_step(score, objective, micro_batches, backward)
 
 
-def _two_pass_step(score: Score, objective: Objective, micro_batches: Sequence[Batch]) -> StepResult:
+def abandoned_step(score: Score, micro_batches: Sequence[Batch]) -> StepResult:
+    """A step whose objective could not be computed: its loss is NaN, and back-propagating it changes nothing.
+
+    It runs the model as any step does, so that the strategies of several ranks get what they wait for.
+
+    Args:
+        score: as in `whole_batch_step`.
+        micro_batches: as in `whole_batch_step`.
+    """
+    with torch.no_grad():
+        parts = [score(batch) for batch in micro_batches[:-1]]
+    last = score(micro_batches[-1])
+    parts.append(last.detach())
+    pairs = Pairs.concatenate([batch.pairs for batch in micro_batches], [len(part) for part in parts])
+    whole = Scores.concatenate(parts)
+    if _world_size() > 1:
+        whole, pairs, _ = _gather(whole, pairs)
+    chosen, rejected = whole.pairs(pairs)
+    gaps = chosen.rewards - rejected.rewards
+    result = ObjectiveResult(torch.full_like(whole.rewards[0], torch.nan), gaps, torch.zeros_like(gaps))
+    return StepResult(_nothing(last), result, whole, pairs)
+
+
+def _two_pass_step(
+    score: Score, objective: Objective, micro_batches: Sequence[Batch], backward: Backward
+) -> StepResult:
     device = micro_batches[0].input_ids.device
     states: list[_RandomState] = []
     parts: list[Scores] = []
@@ -84,11 +114,13 @@ def _two_pass_step(score: Score, objective: Objective, micro_batches: Sequence[B
         if last:
             step.loss = carrier
         else:
-            _backward(carrier, device)
+            _backward(carrier, backward)
     return step
 
 
-def _separable_step(score: Score, objective: Objective, micro_batches: Sequence[Batch]) -> StepResult:
+def _separable_step(
+    score: Score, objective: Objective, micro_batches: Sequence[Batch], backward: Backward
+) -> StepResult:
     """One pass: the whole batch's loss is the weighted mean of its micro-batches' losses."""
     device = micro_batches[0].input_ids.device
     weights = [_weight(batch.pairs) for batch in micro_batches]
@@ -100,7 +132,7 @@ def _separable_step(score: Score, objective: Objective, micro_batches: Sequence[
         with torch.autocast(device.type, enabled=False):
             loss = objective(scores, batch.pairs).loss * (weights[place] / total * _world_size()) + _nothing(scores)
         if place < len(micro_batches) - 1:
-            _backward(loss, device)
+            _backward(loss, backward)
     pairs = Pairs.concatenate([batch.pairs for batch in micro_batches], [len(part) for part in parts])
     whole = Scores.concatenate(parts)
     if _world_size() > 1:
@@ -147,9 +179,9 @@ def _nothing(scores: Scores) -> Tensor:
     return sum((tensor.sum() * 0 for tensor in scores.tensors.values()), start=torch.zeros_like(scores.rewards[0]))
 
 
-def _backward(loss: Tensor, device: torch.device) -> None:
-    with torch.autocast(device.type, enabled=False):  # inside autocast the gradients would differ by 5e-3
-        loss.backward()
+def _backward(loss: Tensor, backward: Backward) -> None:
+    with torch.autocast(loss.device.type, enabled=False):  # inside autocast the gradients would differ by 5e-3
+        backward(loss)
 
 
 class _RandomState:

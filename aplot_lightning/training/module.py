@@ -87,6 +87,11 @@ class RewardModelingModule(L.LightningModule):
         """The tokenizer of the backbone, which the data module encodes with."""
         return self.reward_model.tokenizer
 
+    @property
+    def packing_refusal(self) -> str | None:
+        """Why the model takes no packed batches, which the data module asks; None where it does."""
+        return self.reward_model.packing_refusal
+
     def setup(self, stage: str) -> None:
         data = getattr(self.trainer, "datamodule", None)
         if data is not None:
@@ -96,11 +101,7 @@ class RewardModelingModule(L.LightningModule):
 
     def fitting_length(self, length: int) -> int:
         """`length`, or the most tokens that the backbone has positions for, with a warning."""
-        limit = self.reward_model.backbone.position_limit
-        if limit is None or length <= limit:
-            return length
-        rank_zero_warn(f"data.max_length is {length}, but the backbone has {limit} positions: {limit} is used")
-        return limit
+        return fitting_length(length, self.reward_model.backbone.position_limit)
 
     def require_columns(self, missing: Mapping[str, int]) -> None:
         """Raises UserError where the objective needs a column that training pairs lack, or another head.
@@ -258,3 +259,11 @@ class RewardModelingModule(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds what RewardModel.from_pretrained needs to build the model without the backbone's folder."""
         checkpoint["reward_model"] = self.reward_model.describe()
+
+
+def fitting_length(length: int, limit: int | None) -> int:
+    """`length`, or the `limit` of positions that the backbone has learned, with a warning."""
+    if limit is None or length <= limit:
+        return length
+    rank_zero_warn(f"data.max_length is {length}, but the backbone has {limit} positions: {limit} is used")
+    return limit

@@ -46,15 +46,21 @@ class RunRecord(L.Callback):
         self.run_dir.mkdir(parents=True, exist_ok=True)
         (self.run_dir / "config.yaml").write_text(self.config_text, encoding="utf-8")
         data = trainer.datamodule  # type: ignore[attr-defined]
-        _write_json(self.run_dir / "data_report.json", data.report.as_dict())
+        data.report.write(self.run_dir)
+        if sys.stderr.isatty():  # a line a set for whoever watches; a log has the report beside it
+            sys.stderr.write("".join(f"{line}\n" for line in data.report.summary()))
         _write_json(self.run_dir / "run.json", _circumstances(trainer, module))
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_custom_scalars(_charts(data.evaluation_sets))
+                logger.experiment.add_text("data/report", data.report.to_markdown(), global_step=0)
 
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         throughput = next(c for c in trainer.callbacks if isinstance(c, Throughput))  # type: ignore[attr-defined]
         self.training = throughput.summary()
+        report = trainer.datamodule.report  # type: ignore[attr-defined]
+        if report.stream is not None and trainer.is_global_zero:
+            report.write(self.run_dir)  # with what was read of the stream
 
     def on_test_end(self, trainer: L.Trainer, module: Any) -> None:
         tables = module.predictions()  # gathered, so every rank takes part

@@ -212,6 +212,7 @@ FAULTS = [
     ("missing_field", PAIR | {"chosen": "half a pair \ud800"}, "surrogate"),
     ("missing_field", PAIR | {"margin": math.nan}, "margin"),
     ("missing_field", PAIR | {"margin": 10**400}, "margin"),
+    ("missing_field", PAIR | {"margin": -1e31}, "beyond 1e+30"),
     ("missing_field", PAIR | {"margin": "2"}, "margin"),
     ("missing_field", PAIR | {"margin": True}, "margin"),
     ("missing_field", PAIR | {"target": 1.5}, "target"),

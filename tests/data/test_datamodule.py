@@ -18,6 +18,8 @@ from transformers import AutoConfig
 from aplot_lightning import PreferenceDataModule, RewardModelingModule
 from aplot_lightning.data.comparisons import KINDS
 from aplot_lightning.data.encoded import EncodedComparisons
+from aplot_lightning.data.encoding import ConversationEncoder
+from aplot_lightning.data.evaluation_set import EvaluationSet
 from aplot_lightning.data.world import PreferenceWorld
 from aplot_lightning.errors import UserError
 from aplot_lightning.model.locate import ASSETS
@@ -25,7 +27,7 @@ from aplot_lightning.model.tokenizer import load_tokenizer
 
 WORLD = str(ASSETS / "world-decoder")
 TOKENIZER = load_tokenizer(WORLD, "model", "world-decoder")
-ACCOUNT = {"read", "used", "pairs", "refused", "near_leak", "longer_wins", "tokens"}
+ACCOUNT = {"read", "used", "pairs", "refused", "near_leak", "cut", "longer_wins", "tokens"}
 
 
 @pytest.fixture(autouse=True)
@@ -157,7 +159,7 @@ def test_the_report_accounts_for_every_row_in_the_published_form(tmp_path: Path)
         ood_validation={"near": write(tmp_path / "near.jsonl", map(pair, range(600, 605)))},
     )
     report = json.loads(json.dumps(data.report.as_dict(), allow_nan=False))
-    assert set(report) == {"train", "validation", "id", "ood", "ood_validation", "locations"}
+    assert set(report) == {"train", "validation", "id", "ood", "ood_validation", "locations", "previews"}
     assert set(report["train"]) == {"total", "sources"}
     assert report["train"]["sources"] == {"x.jsonl": report["train"]["total"]}
     assert (set(report["ood"]), set(report["ood_validation"])) == ({"far"}, {"near"})
@@ -331,3 +333,87 @@ def test_too_few_positions_shorten_the_data_on_the_command_line(
         assert laboratory("fit", tmp_path / "run", options) == 0
     report = json.loads((tmp_path / "run" / "data_report.json").read_text())
     assert report["train"]["total"]["tokens"]["max"] == 40
+
+
+# Prepared once
+
+
+class Untouched(ConversationEncoder):
+    def encode_chunk(self, comparisons: Any) -> Any:
+        raise AssertionError("encoded again")
+
+
+def test_a_second_start_encodes_nothing_whatever_the_shares(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = write(tmp_path / "x.jsonl", [*map(pair, range(90)), "no", pair(3)])
+    options = {"ood": {"far": write(tmp_path / "far.jsonl", map(pair, range(80, 99)))}, "cache_dir": tmp_path / "cache"}
+    cold = read(source, **options)
+    monkeypatch.setattr("aplot_lightning.data.datamodule.ConversationEncoder", Untouched)
+    warm = read(source, **options)
+    assert warm.report.as_dict() == cold.report.as_dict()
+    assert warm.fingerprints == cold.fingerprints
+    assert parts(warm) == parts(cold)
+    assert set(warm.evaluation_sets) == set(cold.evaluation_sets)
+    for name, held_out in cold.evaluation_sets.items():
+        for column, values in held_out.encoded.columns.items():
+            assert warm.evaluation_sets[name].encoded.columns[column].tobytes() == values.tobytes()
+    other = read(source, validation_share=0.5, id_share=0, batch_size=7, **options)
+    assert len(other.evaluation_sets["validation"].encoded) > 30
+    with pytest.raises(AssertionError, match="encoded again"):
+        read(source, max_length=30, **options)
+
+
+def test_what_an_evaluation_set_knows_is_what_its_texts_say(tmp_path: Path) -> None:
+    many = {"prompt": "rank", "responses": ["good", "so so", "bad"], "scores": [3, 2, 1], "id": "m", "subset": "s"}
+    rows = [*(pair(n) for n in range(40)), many, pair(3), {"chosen": "a b", "rejected": "a c"}]
+    held_out = read(PreferenceWorld(pairs=9), ood={"x": write(tmp_path / "x.jsonl", rows)}).evaluation_sets["ood/x"]
+    assert len(held_out.comparisons) == len(held_out.encoded) == 42
+    texts = list(held_out.comparisons)
+    again = EvaluationSet("ood/x", texts, ConversationEncoder(TOKENIZER).encode(texts))
+    assert set(again.encoded.columns) == set(held_out.encoded.columns)
+    for name, values in again.encoded.columns.items():
+        assert held_out.encoded.columns[name].dtype == values.dtype
+        assert held_out.encoded.columns[name].tobytes() == values.tobytes()
+    assert held_out.comparisons[40].id == "m"
+
+
+def test_several_sources_are_accounted_for_apart_and_split_together(tmp_path: Path) -> None:
+    one = write(tmp_path / "one.jsonl", map(pair, range(60)))
+    two = write(tmp_path / "two.jsonl", [*map(pair, range(50, 160)), "no"])
+    data = read([one, {"path": two, "weight": 2}], validation_share=0.2, id_share=0.1)
+    split = parts(data)
+    assert sorted(number for part in split.values() for number in part) == list(range(160))
+    report = data.report.as_dict()
+    assert {name: account["read"] for name, account in report["train"]["sources"].items()} == {
+        "one.jsonl": 60,
+        "two.jsonl": 111,
+    }
+    assert report["train"]["sources"]["two.jsonl"]["refused"]["duplicate"] == 10
+    assert report["validation"]["read"] == len(split["validation"])
+    assert data.training_pairs is not None
+    assert data.training_pairs.sources == ["one.jsonl", "two.jsonl"]
+    origins = data.training_pairs.origins.tolist()
+    assert origins == [int(number >= 60) for number in split["train"]]
+    assert data.plan.pairs_per_epoch == sum(1 + origin for origin in origins)
+    assert data.fingerprints["data.train"]["source"] == "one.jsonl, two.jsonl"
+    both = read([two, one], validation_share=0.2, id_share=0.1)
+    assert both.fingerprints["data.train"]["sha256"] != data.fingerprints["data.train"]["sha256"]
+
+
+def test_near_leaks_are_counted_in_the_training_part_alone(tmp_path: Path) -> None:
+    long = "question {} ? Tell me, please, how the old clock in the tower of the town hall was made, and by whom"
+    source = write(tmp_path / "x.jsonl", [pair(number, f"{long}!") for number in range(1000, 1060)])
+    far = write(tmp_path / "far.jsonl", [pair(number, f"{long}?") for number in range(1000, 1060)])
+    data = read(source, ood={"far": far}, validation_share=0.5, id_share=0)
+    report = data.report.as_dict()
+    assert data.training_pairs is not None
+    assert report["train"]["total"]["near_leak"] == len(data.training_pairs) < 45
+    assert report["validation"]["near_leak"] == report["ood"]["far"]["near_leak"] == 0
+    assert read(source).report.as_dict()["train"]["total"]["near_leak"] == 0
+
+
+def test_truncation_reaches_the_encoder(tmp_path: Path) -> None:
+    source = long_rows(tmp_path / "x.jsonl")
+    data = read(source, max_length=40, validation_share=0, id_share=0)
+    assert data.report.as_dict()["train"]["total"]["cut"] == {"prompts": 60, "chosen": 0, "rejected": 0}
+    with pytest.raises(UserError, match=r"data\.train: no pair of x\.jsonl is left .*60 too_long"):
+        read(source, max_length=40, truncation="drop")

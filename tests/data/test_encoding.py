@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import pickle
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from hypothesis import assume, given, settings
@@ -109,7 +113,7 @@ def test_segments_rebuild_the_rows_and_a_swap_mirrors_them(
     assert len(encoded) == len(mirrored)
     if len(encoded):
         assert [row.tolist() for row in encoded.rows(0)] == [row.tolist() for row in mirrored.rows(0)][::-1]
-        assert all(np.diff(encoded.segments)[1:] >= 1)
+        assert all(len(segment) for segment in encoded.segments_of(0)[1:])
 
 
 def test_common_prefix_leaves_a_token_to_every_row() -> None:
@@ -134,6 +138,66 @@ def test_a_template_that_refuses_says_where(chat: PreTrainedTokenizerFast) -> No
     strict.chat_template = "{{ raise_exception('only user and assistant') }}"
     with pytest.raises(UserError, match=r"f:1: the chat template refuses .* user, assistant: only user and assistant"):
         ConversationEncoder(strict).encode([comparison("q", "yes", "no")])
+
+
+def test_a_role_that_the_template_refuses_is_said_with_its_row(chat: PreTrainedTokenizerFast) -> None:
+    strict = AutoTokenizer.from_pretrained(WORLD)
+    strict.chat_template = (
+        "{% for m in messages %}{% if m.role == 'tool' %}{{ raise_exception('no tools') }}{% endif %}{% endfor %}"
+        + chat.chat_template
+    )
+    turns = ({"role": "user", "content": "q"}, {"role": "tool", "content": "5"})
+    rows = [comparison("q", "yes", "no", where="f:1"), comparison(turns, "yes", "no", where="f:2")]
+    with pytest.raises(UserError, match=r"^f:2: the chat template refuses .* user, tool, assistant: no tools$"):
+        ConversationEncoder(strict).encode_chunk(rows)
+
+
+def test_the_encoder_travels_to_other_processes(chat: PreTrainedTokenizerFast) -> None:
+    encoder = ConversationEncoder(chat, 40, "right")
+    copy = pickle.loads(pickle.dumps(encoder))
+    assert copy.fingerprint() == encoder.fingerprint()
+    rows = [encoder.encode_chunk([comparison("q", "a " * 60, "no")])[0].rows for encoder in (encoder, copy)]
+    assert [row.tolist() for row in rows[0]] == [row.tolist() for row in rows[1]]
+
+
+def test_fingerprint_is_the_same_in_another_process(chat: PreTrainedTokenizerFast) -> None:
+    program = (
+        "from transformers import AutoTokenizer; from aplot_lightning.data.encoding import ConversationEncoder\n"
+        f"print(ConversationEncoder(AutoTokenizer.from_pretrained({WORLD!r}), 64).fingerprint())"
+    )
+    other = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert other.stdout.strip() == ConversationEncoder(chat, 64).fingerprint()
+
+
+def test_fingerprint_tells_what_decides_tokens_and_nothing_else(chat: PreTrainedTokenizerFast) -> None:
+    def fresh() -> PreTrainedTokenizerFast:
+        return AutoTokenizer.from_pretrained(WORLD)
+
+    print_of = ConversationEncoder(chat, 64).fingerprint()
+    used = fresh()
+    used(["a", "b c d"], padding=True, truncation=True, max_length=2)  # leaves both settings in the tokenizer behind it
+    assert ConversationEncoder(used, 64).fingerprint() == print_of
+    template, added, ending = fresh(), fresh(), fresh()
+    template.chat_template += " "
+    added.add_tokens(["zzz"])
+    ending.eos_token = "<|pad|>"
+    others = [ConversationEncoder(each, 64).fingerprint() for each in (template, added, ending)]
+    others += [ConversationEncoder(chat, 65).fingerprint(), ConversationEncoder(chat, 64, "right").fingerprint()]
+    assert len({print_of, *others}) == 6
+
+
+def test_limits_that_a_tokenizer_carries_do_not_cut(chat: PreTrainedTokenizerFast) -> None:
+    carrying = AutoTokenizer.from_pretrained(WORLD)
+    expected = ConversationEncoder(chat).encode_chunk([comparison("q", "a b c d e", "no")])[0].rows
+    carrying.backend_tokenizer.enable_truncation(4)
+    carrying.backend_tokenizer.enable_padding(length=50)
+    rows = ConversationEncoder(carrying).encode_chunk([comparison("q", "a b c d e", "no")])[0].rows
+    assert [row.tolist() for row in rows] == [row.tolist() for row in expected]
+
+
+def test_an_unknown_policy_is_refused(chat: PreTrainedTokenizerFast) -> None:
+    with pytest.raises(UserError, match="truncation: 'middle' is none of left, right, drop"):
+        ConversationEncoder(chat, 64, "middle")
 
 
 def test_columns_hold_what_the_data_says(chat: PreTrainedTokenizerFast) -> None:

@@ -11,6 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from aplot_lightning.data.batching import Layout
 from aplot_lightning.data.comparisons import parse_comparison
 from aplot_lightning.data.encoded import EncodedComparisons
 from aplot_lightning.data.encoding import ConversationEncoder
@@ -43,7 +44,7 @@ def trainer_at(step: int, limit: float = 1.0) -> Any:
 
 def optimizer_batches(encoded: EncodedComparisons, rank: int = 0, world: int = 1) -> OptimizerBatches:
     plan = BatchPlan(np.diff(encoded.first_pair), batch_size=4, seed=3)
-    return OptimizerBatches(encoded, plan, micro_batch_size=3, pad_id=0, rank=rank, world=world)
+    return OptimizerBatches(encoded, plan, Layout(0, packed=True, size=3), rank, world)
 
 
 def places(dataset: OptimizerBatches, step: int, limit: float) -> list[tuple[int, int]]:
@@ -84,14 +85,18 @@ def test_ranks_train_on_every_pair_of_a_batch_once(evaluated: EvaluationSet, wor
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])
-@pytest.mark.parametrize("size", [1, 4, 64])
+@pytest.mark.parametrize(
+    "layout",
+    [Layout(0, size=1), Layout(0, size=4, packed=True), Layout(0, size=64), Layout(0, packed=True, tokens=50)],
+    ids=str,
+)
 def test_ranks_evaluate_every_pair_once_in_equally_many_batches(
-    evaluated: EvaluationSet, world: int, size: int
+    evaluated: EvaluationSet, world: int, layout: Layout
 ) -> None:
     seen: list[int] = []
     lengths = set()
     for rank in range(world):
-        dataset = EvaluationBatches(evaluated, size, pad_id=0, rank=rank, world=world)
+        dataset = EvaluationBatches(evaluated, layout, rank, world)
         sampler = OwnBatches(dataset, num_replicas=world, rank=rank, shuffle=False)
         batches = list(loader(dataset, sampler, workers=0, seed=0))
         assert len(batches) == len(dataset) == len(sampler)
@@ -113,6 +118,7 @@ def test_workers_give_the_same_batches_in_the_same_order(evaluated: EvaluationSe
     for one, other in zip(alone, helped, strict=True):
         for part, same in zip(one, other, strict=True):
             assert torch.equal(part.input_ids, same.input_ids)
+            assert part.tree == same.tree
             assert torch.equal(part.pairs.columns["index"], same.pairs.columns["index"])
 
 

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 
-from aplot_lightning.data.comparisons import KINDS, parse_comparison
+from aplot_lightning.data.comparisons import KINDS
+from aplot_lightning.data.preview import Preview, Side
 from aplot_lightning.data.report import DataReport, SourceLedger
 
-FORM = {"read", "used", "pairs", "refused", "near_leak", "longer_wins", "tokens"}
-
-
-def comparison(chosen, rejected):
-    return parse_comparison({"prompt": "q", "chosen": chosen, "rejected": rejected}, "x.jsonl:1", "x.jsonl")
+FORM = {"read", "used", "pairs", "refused", "near_leak", "cut", "longer_wins", "tokens"}
+SIDE = Side("who ?", "the cat⟦<eos>⟧", 5)
+HOSTILE = "a | b\n# no heading\n``` \x1b[31mred\x07 \u202eturned \ud800 🦊 שלום"
 
 
 def filled(ledger, used=3, refused=("tie",)):
     ledger.read += used + len(refused)
     for place, kind in enumerate(refused):
         ledger.refuse(kind, f"{ledger.name}:{place + 10}", "why not")
-    ledger.use([comparison("longer", "short")] + [comparison("a", "bc")] * (used - 1), range(1, used + 1))
+    ledger.use(used, 1, range(1, used + 1))
     return ledger
 
 
@@ -30,7 +30,8 @@ def test_account_in_the_published_form():
     assert tuple(account["refused"]) == KINDS
     assert account["refused"] == dict.fromkeys(KINDS, 0) | {"tie": 2, "leak": 1}
     assert (account["read"], account["used"], account["pairs"]) == (7, 4, 4)
-    assert account["near_leak"] is None
+    assert account["near_leak"] == 0
+    assert account["cut"] == {"prompts": 0, "chosen": 0, "rejected": 0}
     assert account["longer_wins"] == 1 / 4
     assert account["tokens"] == {"p50": 2, "p95": 4, "max": 4}
 
@@ -38,19 +39,41 @@ def test_account_in_the_published_form():
 def test_parts_of_a_source_add_up():
     ledger = SourceLedger("x.jsonl")
     ledger.read = 3
-    ledger.use([comparison("aa", "b"), comparison("c", "dd")], [5, 9])
-    ledger.use([comparison("ee", "f")], [7])
+    ledger.use(2, 1, np.asarray([5, 9], dtype=np.int32))
+    ledger.use(1, 1, [7])
     assert ledger.as_dict()["longer_wins"] == 2 / 3
     assert ledger.as_dict()["tokens"] == {"p50": 7, "p95": 9, "max": 9}
 
 
-def test_every_pair_of_a_comparison_counts():
-    row = {"prompt": "q", "responses": ["a", "bbb", "cc"], "scores": [3, 2, 1]}
+def test_pairs_count_and_not_comparisons():
     ledger = SourceLedger("x.jsonl")
     ledger.read = 1
-    ledger.use([parse_comparison(row, "x.jsonl:1", "x.jsonl")], [9])
+    ledger.use(3, 1, [9])
     assert ledger.as_dict()["pairs"] == 3
     assert ledger.as_dict()["longer_wins"] == 1 / 3
+
+
+def test_lengths_are_kept_once_as_they_came():
+    """A million pairs cost 4 MB for the report and not 8 for each account that they are in."""
+    lengths = np.arange(100, dtype=np.int32)
+    ledger = SourceLedger("x.jsonl")
+    ledger.read = 100
+    ledger.use(100, 50, lengths)
+    total = SourceLedger.total([ledger])
+    assert np.shares_memory(ledger._lengths[0], lengths)
+    assert np.shares_memory(total._lengths[0], lengths)
+    assert total.as_dict() == ledger.as_dict()
+
+
+def test_total_sums_cuts_and_near_leaks():
+    ledgers = [filled(SourceLedger(name)) for name in ("a", "b")]
+    for factor, ledger in enumerate(ledgers, start=1):
+        ledger.near_leak, ledger.cut_prompts, ledger.cut_chosen, ledger.cut_rejected = (
+            n * factor for n in (1, 2, 3, 4)
+        )
+    account = SourceLedger.total(ledgers).as_dict()
+    assert account["near_leak"] == 3
+    assert account["cut"] == {"prompts": 6, "chosen": 9, "rejected": 12}
 
 
 def test_a_row_that_is_nowhere_is_noticed():
@@ -82,7 +105,7 @@ def test_report_form_and_totals():
     filled(report.ledger(("ood", "llmbar"), "d.jsonl"), refused=())
     filled(report.ledger(("ood_validation", "pandalm"), "e.jsonl"))
     content = json.loads(json.dumps(report.as_dict(), allow_nan=False))
-    assert set(content) == {"train", "validation", "id", "ood", "ood_validation", "locations"}
+    assert set(content) == {"train", "validation", "id", "ood", "ood_validation", "locations", "previews"}
     assert set(content["train"]) == {"total", "sources"}
     assert set(content["train"]["sources"]) == {"a.jsonl", "b.jsonl"}
     total = content["train"]["total"]
@@ -131,3 +154,72 @@ def test_text_shows_counts_and_first_places():
     assert leak.strip() == "refused 1 leak: train.jsonl:12: why not"
     assert ood.split()[:2] == ["ood/llmbar", "llmbar.jsonl"]
     assert len(header) == len(train) == len(ood)
+
+
+def hostile_report():
+    """What data may hold, wherever it gets into the report: names of files, messages, texts."""
+    report = DataReport()
+    ledger = filled(report.ledger(("train",), "a|b.jsonl"), refused=())
+    ledger.read += 12
+    for line in range(12):
+        ledger.refuse("missing_field", f"a|b.jsonl:{line}", HOSTILE.replace("\n", " "))
+    ledger.near_leak, ledger.cut_prompts, ledger.cut_rejected = 2, 3, 1
+    filled(report.ledger(("train",), "total"), refused=("tie",))
+    report.previews = [Preview(SIDE, SIDE), Preview(Side(HOSTILE, HOSTILE, 9), Side("other", "no⟦?⟧", 7))]
+    return report
+
+
+def test_text_shows_cuts_near_leaks_sum_and_previews():
+    lines = hostile_report().to_text().splitlines()
+    assert sum(line.split()[:2] == ["train", "total"] for line in lines) == 2  # a source of that name, and the sum
+    assert lines[-1] == "    no⟦?⟧"
+    notes = [line.strip() for line in lines if line.startswith("  ")]
+    assert sum(note.startswith("refused") for note in notes) == 2
+    assert "cut to max_length: 3 prompts, 1 rejected responses" in notes
+    assert any(note.startswith("near leak: 2 used rows") for note in notes)
+    assert notes.count("prompt:") == notes.count("prompt of the chosen:") == notes.count("prompt of the rejected:") == 1
+    assert notes.count("who ?") == 1  # a common prompt is shown once
+
+
+@pytest.mark.parametrize("render", [DataReport.to_text, DataReport.to_markdown])
+def test_data_steers_no_terminal(render):
+    text = render(hostile_report())
+    assert "🦊 שלום" in text
+    assert not {character for character in text if ord(character) < 32} - {"\n"}
+    assert not set(text) & set("\x7f\x9b\u202e\ud800")
+    assert "\\x1b[31mred" in text
+
+
+def test_markdown_names_the_first_ten_rows_and_reads_no_data_as_markup():
+    page = hostile_report().to_markdown()
+    assert page.count("a|b.jsonl:") == 10
+    assert "### `train`: 12 missing_field, the first 10" in page
+    assert "### `train`: 1 tie\n" in page
+    assert r"| train | a\|b.jsonl | 15 |" in page
+    assert "- `train`: cut to max_length: 3 prompts, 1 rejected responses" in page
+    for line in page.splitlines():
+        assert line.startswith("    ") or not any(word in line for word in ("no heading", "```", "31m"))
+    assert "No row was refused" in DataReport().to_markdown()
+
+
+def test_readers_see_training_first():
+    report = DataReport()
+    for place in (("ood", "far"), ("id",), ("train",)):
+        filled(report.ledger(place, "x.jsonl"), refused=())
+    assert [line.split()[0] for line in report.to_text().splitlines()] == ["set", "train", "id", "ood/far"]
+
+
+def test_summary_is_one_line_a_set():
+    first, second = hostile_report().summary()
+    assert first == (
+        "data train: 15 rows of a|b.jsonl, 3 used; refused 12 missing_field; "
+        "cut to max_length: 3 prompts, 1 rejected responses; near leak: 2 used rows"
+    )
+    assert second == "data train: 4 rows of total, 3 used; refused 1 tie"
+
+
+def test_written_files_can_be_read_again(tmp_path):
+    report = hostile_report()
+    report.write(tmp_path)
+    assert json.loads((tmp_path / "data_report.json").read_text(encoding="utf-8")) == report.as_dict()
+    assert (tmp_path / "data_report.md").read_text(encoding="utf-8") == report.to_markdown()

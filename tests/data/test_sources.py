@@ -15,10 +15,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aplot_lightning.data.comparisons import KINDS, RowError
+from aplot_lightning.data.comparisons import KINDS, RowError, response_text
 from aplot_lightning.data.report import SourceLedger
-from aplot_lightning.data.sources import HubDataset, JsonLines, Parquet, Source, open_source, read_comparisons
+from aplot_lightning.data.sources import HubDataset, JsonLines, Parquet, Source, open_source
 from aplot_lightning.errors import UserError
+from tests.reading import read_comparisons
 
 REAL = Path(__file__).parents[2] / "../shared/data"
 GOOD = [{"prompt": f"Question {n}: größer?", "chosen": f"Yes, {n} 🙂", "rejected": f"No, {n}"} for n in range(8)]
@@ -114,6 +115,8 @@ DIRTY = [
     (None, GOOD[0]),
     ("not_json", '{"prompt": "q", "chosen": '),
     ("not_json", '["q", "a", "b"]'),
+    ("not_json", '{"prompt": "q", "chosen": "a", "rejected": "b", "chosen": "c"}'),
+    ("not_json", '{"prompt": [{"role": "user", "content": "q", "content": "r"}], "chosen": "a", "rejected": "b"}'),
     ("not_json", b'{"prompt": "\xff", "chosen": "a", "rejected": "b"}'),
     ("not_json", "[" * 100_000),
     ("not_json", "1" * 5_000),
@@ -165,7 +168,7 @@ def test_every_fault_is_counted_with_its_line(tmp_path):
     }
     assert [c.where for c in comparisons] == [where for where, kind in lines.items() if kind is None]
     assert all("\n" not in message for found in ledger.locations.values() for _, message in found)
-    assert ledger.locations["contradiction"][0][1] == "prefers the opposite of dirty.jsonl:18"
+    assert ledger.locations["contradiction"][0][1] == "prefers the opposite of dirty.jsonl:20"
     assert ledger.locations["duplicate"][0][1] == "the same as dirty.jsonl:1"
 
 
@@ -283,7 +286,7 @@ def test_hub_rows_and_mistakes(monkeypatch):
     monkeypatch.setattr("aplot_lightning.data.sources.hub.getproxies", dict)
     asked, offline = [], []
 
-    def load(name, config, split):
+    def load(name, config, split, streaming=False):
         asked.append((name, config, split))
         offline.append(constants.HF_HUB_OFFLINE)
         if name == "no/such":
@@ -316,7 +319,7 @@ lists = st.fixed_dictionaries(
 anything = st.one_of(pairs, clean, clean, lists, st.just(RowError("not_json", "no JSON")), st.integers())
 
 
-@settings(max_examples=200)
+@settings(max_examples=60, deadline=None)
 @given(st.lists(anything, max_size=12))
 def test_every_row_is_in_exactly_one_place(rows):
     ledger = SourceLedger("rows")
@@ -331,7 +334,7 @@ def test_every_row_is_in_exactly_one_place(rows):
         assert sorted(places) == sorted(f"rows:{number}" for number in range(1, len(rows) + 1))
 
 
-@settings(max_examples=200)
+@settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from("pq"), st.sampled_from("abc"), st.sampled_from("abc")), max_size=12))
 def test_contradictions_and_duplicates_by_a_double_loop(triples):
     """The kinds that a comparison of every row with every other gives."""
@@ -384,10 +387,7 @@ def test_mutated_files_end_in_counts_or_a_mistake(tmp_path, kind, files):
         except UserError as error:
             messages.append((path, str(error)))
             continue
-        ledger.use(used, [1] * len(used))
-        account = ledger.as_dict()
-        assert account["used"] == len(used)
-        assert account["read"] == account["used"] + sum(account["refused"].values())
+        assert ledger.read == len(used) + sum(ledger.refused.values())
     assert all(path in message and "\n" not in message for path, message in messages)
     mistakes = len(messages) / files
     assert mistakes < 0.3 if kind == "plain" else mistakes > 0.5
@@ -411,10 +411,11 @@ def test_real_pairs(name, rows, longer_wins):
         pytest.skip(f"{path} is not here: it is only beside the development checkout")
     comparisons, ledger = read(str(path))
     assert (ledger.read, ledger.used) == (rows, rows)
-    ledger.use(comparisons, [1] * len(comparisons))
-    account = ledger.as_dict()
-    assert account["pairs"] == rows
-    assert round(account["longer_wins"], 2) == longer_wins
+    assert sum(len(c.pairs) for c in comparisons) == rows
+    longer = [
+        len(response_text(c, winner)) > len(response_text(c, loser)) for c in comparisons for winner, loser in c.pairs
+    ]
+    assert round(sum(longer) / rows, 2) == longer_wins
 
 
 def test_real_pairs_as_raw_transcripts():

@@ -13,9 +13,25 @@ WORDS = ["the", "a", "cat", "dog", "sat", "ran", "mat", "log", "on", "by", "what
 WORDS += ["please", "thanks", "two", "three", ".", "?"]
 TEMPLATE = "{% for m in messages %}<{{ m['role'] }}> {{ m['content'] }} <eos>{% endfor %}"
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+ENDS = {"bos_token_id": 1, "eos_token_id": 1}
 FAMILIES = {
     "llama": {**SMALL, "num_key_value_heads": 2, "max_position_embeddings": 128},
     "qwen2": {**SMALL, "num_key_value_heads": 2, "max_position_embeddings": 128},
+    "qwen3": {**SMALL, "num_key_value_heads": 2, "head_dim": 12, "max_position_embeddings": 128},
+    "mistral": {**SMALL, "num_key_value_heads": 2, "max_position_embeddings": 128, "sliding_window": 6},
+    "phi3": {**SMALL, "num_key_value_heads": 2, "max_position_embeddings": 128, "pad_token_id": 0, **ENDS},
+    "smollm3": {**SMALL, "num_hidden_layers": 4, "num_key_value_heads": 2, "pad_token_id": 0, **ENDS},
+    "gemma": {**SMALL, "num_key_value_heads": 1, "head_dim": 8, "max_position_embeddings": 128},
+    "gemma2": {**SMALL, "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 128},
+    "gemma3_text": {
+        **SMALL,
+        "num_hidden_layers": 3,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "sliding_window": 5,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        "max_position_embeddings": 128,
+    },
     "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128, "bos_token_id": 1, "eos_token_id": 1},
     "bert": {**SMALL, "max_position_embeddings": 128},
     "roberta": {**SMALL, "max_position_embeddings": 130, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 1},

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from aplot_lightning.errors import UserError
@@ -57,3 +59,27 @@ def test_built_in_names_come_first(tmp_path, monkeypatch):
     assert built_in_names() == ["tiny"]
     assert locate_model("tiny", "model").source == str(tmp_path / "assets/tiny")
     assert locate_model("./tiny", "model").source == "tiny"
+
+
+@pytest.mark.parametrize(
+    ("weight_map", "message"),
+    [
+        ({"a": "../outside.safetensors"}, r"names weights outside its folder \(\.\./outside\.safetensors\)"),
+        ({"a": "/etc/passwd"}, r"names weights outside its folder \(/etc/passwd\)"),
+        ("text", "is no index of weights"),
+    ],
+)
+def test_an_index_that_leads_outside_is_not_followed(tmp_path, weight_map, message):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    with pytest.raises(UserError, match=message):
+        locate_model(str(tmp_path), "--model")
+    (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {"a": "model-1.safetensors"}}')
+    assert locate_model(str(tmp_path), "--model").kind == "folder"
+
+
+def test_an_adapter_is_not_followed_to_its_base(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "/elsewhere"}')
+    with pytest.raises(UserError, match="is an adapter"):
+        locate_model(str(tmp_path), "--model")

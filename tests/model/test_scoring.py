@@ -5,7 +5,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from aplot_lightning.model.scoring import cut_by_size, evaluating, unpaired_batch
+from aplot_lightning.data.encoded import shared_beginning
+from aplot_lightning.model.scoring import (
+    alike,
+    cut_by_size,
+    evaluating,
+    packed_batches,
+    padded_batches,
+    unpaired_batch,
+)
+from aplot_lightning.types import Batch, Tree
 
 
 @given(
@@ -21,6 +30,56 @@ def test_every_row_once_and_no_batch_too_large(lengths, batch_size, batch_tokens
             assert 1 <= len(places) <= batch_size
         else:
             assert len(places) == 1 or len(places) * lengths[places[0]] <= batch_tokens
+
+
+ROWS = st.lists(
+    st.tuples(st.integers(0, 3), st.lists(st.integers(1, 2), min_size=1, max_size=9)).map(
+        lambda row: np.asarray([7] * 9 * row[0] + row[1], dtype=np.int32)
+    ),
+    min_size=1,
+    max_size=25,
+)
+
+
+def conversations(batch: Batch) -> list[list[int]]:
+    """What each scored token sees before it, read out of a packed row."""
+    assert batch.tree is not None
+    row, place, read = batch.input_ids[0].tolist(), batch.tree.root, []
+    for prefix, suffixes in batch.tree.comparisons:
+        shared, place = row[: batch.tree.root] + row[place : place + prefix], place + prefix
+        own = {}
+        for response in Tree.row_order(suffixes):
+            own[response], place = row[place : place + suffixes[response]], place + suffixes[response]
+        read += [shared + own[response] for response in range(len(suffixes))]
+    return read
+
+
+@given(rows=ROWS, batch_size=st.integers(1, 9), batch_tokens=st.none() | st.integers(1, 120))
+def test_packed_and_padded_batches_hold_every_row_once(rows, batch_size, batch_tokens):
+    packed = list(packed_batches(rows, batch_size, batch_tokens))
+    padded = list(padded_batches(rows, batch_size, batch_tokens, 0))
+    for batches in (packed, padded):
+        assert sorted(place for places, _ in batches for place in places) == list(range(len(rows)))
+        for places, batch in batches:
+            fits = len(places) <= batch_size if batch_tokens is None else batch.computed_tokens <= batch_tokens
+            assert len(places) == 1 or fits
+            assert batch.lengths == tuple(len(rows[place]) for place in places)
+    for places, batch in packed:
+        assert conversations(batch) == [rows[place].tolist() for place in places]
+
+
+def test_rows_that_begin_alike_share_their_beginning():
+    generator = np.random.default_rng(0)
+    system, *prompts = (generator.integers(10, 99, size) for size in (12, 40, 50, 60))
+    rows = [np.concatenate([system, prompt, generator.integers(10, 99, 5)]) for prompt in prompts for _ in range(4)]
+    rows = [rows[place] for place in generator.permutation(len(rows))]
+    groups = alike(rows)
+    assert sorted(map(len, groups)) == [4, 4, 4]
+    for group in groups:
+        assert shared_beginning([rows[place] for place in group]) >= 52
+    ((places, batch),) = packed_batches(rows, 100, None)
+    assert batch.computed_tokens == 12 + 40 + 50 + 60 + 12 * 5
+    assert len(places) == 12
 
 
 def test_an_unpaired_batch_holds_rows_and_no_pairs():

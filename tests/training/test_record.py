@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -46,7 +48,15 @@ def events(finished_run: Path) -> EventAccumulator:
 
 def test_the_run_directory_holds_every_file(finished_run: Path) -> None:
     files = {str(path.relative_to(finished_run)) for path in finished_run.rglob("*") if path.is_file()}
-    expected = {"config.yaml", "run.json", "data_report.json", "metrics.json", "report.md", "errors.jsonl"}
+    expected = {
+        "config.yaml",
+        "run.json",
+        "data_report.json",
+        "data_report.md",
+        "metrics.json",
+        "report.md",
+        "errors.jsonl",
+    }
     expected |= {"checkpoints/last.ckpt", "checkpoints/best.ckpt", "diagnostics/margins.parquet"}
     expected |= {f"predictions/{name}.parquet" for name in ("validation", "id", "hard", "style", "topics")}
     assert expected <= files
@@ -159,6 +169,30 @@ def test_the_reports_say_what_was_read_and_where_it_ran(finished_run: Path, metr
     assert f"{metrics['id']['accuracy']:.3f}" in report_page
     for picture in (finished_run / "plots").iterdir():
         assert picture.name in report_page
+
+
+def test_the_data_report_is_a_page_and_a_text_in_tensorboard(finished_run: Path, events: EventAccumulator) -> None:
+    page = (finished_run / "data_report.md").read_text(encoding="utf-8")
+    for line in ("| train | train.jsonl | 331 | 331 | 331 |", "| ood/hard | hard.jsonl | 41 |", "No row was refused."):
+        assert line in page
+    assert page.count("⟦<|end|>⟧") == 6  # three pairs, scored at the template's end
+    (event,) = events.Tensors("data/report/text_summary")
+    assert event.tensor_proto.string_val[0].decode() == page
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_on_a_terminal_a_run_says_a_line_of_each_set(
+    laboratory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, terminal: bool
+) -> None:
+    screen = io.StringIO()
+    screen.isatty = lambda: terminal  # type: ignore[method-assign]
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stderr", screen)
+        options = {"trainer.max_steps": 1, "trainer.limit_val_batches": 0, "trainer.enable_progress_bar": False}
+        assert laboratory("fit", tmp_path / "run", options) == 0
+    lines = [line for line in screen.getvalue().splitlines() if line.startswith("data ")]
+    expected = ["data train: 331 rows of train.jsonl, 331 used", "data ood/style: 33 rows of style.jsonl, 33 used"]
+    assert lines[::4] == (expected if terminal else [])
 
 
 def test_the_worst_errors_are_errors_worst_first(finished_run: Path) -> None:

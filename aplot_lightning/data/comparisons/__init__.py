@@ -19,9 +19,10 @@ from aplot_lightning.data.comparisons.comparison import (
     response_text,
 )
 from aplot_lightning.data.comparisons.conversations import conversation_of
-from aplot_lightning.data.comparisons.parsing import parse_comparison
+from aplot_lightning.data.comparisons.parsing import FIELDS, parse_comparison
 
 __all__ = [
+    "FIELDS",
     "KINDS",
     "Comparison",
     "Conversation",

@@ -9,6 +9,12 @@ from aplot_lightning.data.comparisons.comparison import Comparison, RowError
 from aplot_lightning.data.comparisons.conversations import conversations_of, refuse_empty
 from aplot_lightning.data.comparisons.values import kind_of, number_of, text_of
 
+# The fields of a row that mean something; all others are ignored.
+FIELDS = (
+    *("prompt", "chosen", "rejected", "responses", "scores", "ranks"),
+    *("margin", "target", "chosen_score", "rejected_score", "id", "source", "subset"),
+)
+
 
 def parse_comparison(row: Any, where: str, source_name: str) -> Comparison:
     """One comparison out of a row in any of the layouts of the package's docstring; a field that is null is absent.

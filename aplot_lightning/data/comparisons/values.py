@@ -8,6 +8,8 @@ from typing import Any
 
 from aplot_lightning.data.comparisons.comparison import Conversation, Message, RowError
 
+LARGEST = 1e30  # of a number: columns are float32, and differences of two shall be finite there
+
 
 def messages_of(value: Any, name: str) -> Conversation:
     """A list of ``{"role", "content"}`` messages, their other fields left out."""
@@ -34,7 +36,7 @@ def text_of(value: Any, name: str) -> str:
 
 
 def number_of(value: Any, name: str) -> float:
-    """A finite number."""
+    """A finite number, at most `LARGEST` in size."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise RowError("missing_field", f'"{name}" is not a number but {kind_of(value)}')
     try:
@@ -43,6 +45,8 @@ def number_of(value: Any, name: str) -> float:
         number = math.inf
     if not math.isfinite(number):
         raise RowError("missing_field", f'"{name}" is {number}, not a finite number')
+    if abs(number) > LARGEST:
+        raise RowError("missing_field", f'"{name}" is {number:g}, beyond {LARGEST:g}, the largest that is taken')
     return number
 
 

@@ -1,8 +1,9 @@
-"""JSONL and Parquet files, told apart by their content, and everything that can be wrong with a file."""
+"""Files of JSON lines, and everything that can be wrong with a file."""
 
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 import zlib
 from codecs import BOM_UTF8, getincrementaldecoder
@@ -11,22 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from aplot_lightning.data.comparisons import RowError
-from aplot_lightning.data.sources.source import GIVE_A_FILE, Row, Source, one_line
+from aplot_lightning.data.sources.source import GIVE_A_FILE, Row, Source, fingerprint_of, one_line
 from aplot_lightning.errors import UserError
 
 GZIP = b"\x1f\x8b"
-PARQUET = b"PAR1"
 HEAD = 64 * 1024  # bytes that tell what a file is
-
-
-def open_file(path: Path) -> Source:
-    """The source that a file is by its content. Raises UserError where it cannot be read or is of no known kind."""
-    head = head_of(path)
-    if head.startswith(PARQUET):
-        return Parquet(str(path))
-    if head.startswith(GZIP) or is_text(head):
-        return JsonLines(str(path))
-    raise UserError(f"{str(path)!r} is no text, gzip or Parquet file: {GIVE_A_FILE}")
 
 
 class JsonLines(Source):
@@ -37,11 +27,15 @@ class JsonLines(Source):
     """
 
     def __init__(self, path: str) -> None:
-        self.path = expanded(path)
+        self.path: Path = expanded(path)
         self.name = self.path.name
 
     def __str__(self) -> str:
         return str(self.path)
+
+    def fingerprint(self) -> str:
+        """Hex digest of the name and the file's bytes."""
+        return fingerprint_of(type(self).__qualname__, self.name, content_digest(self.path))
 
     def rows(self) -> Iterator[Row]:
         head = head_of(self.path)
@@ -56,39 +50,6 @@ class JsonLines(Source):
         except (EOFError, zlib.error, OSError) as error:
             raise UserError(
                 f"{str(self.path)!r} is damaged after line {number} ({one_line(error)}): fetch or write it again"
-            ) from error
-
-
-class Parquet(Source):
-    """A Parquet file with a row for each comparison.
-
-    Args:
-        path: the file.
-    """
-
-    def __init__(self, path: str) -> None:
-        self.path = expanded(path)
-        self.name = self.path.name
-
-    def __str__(self) -> str:
-        return str(self.path)
-
-    def rows(self) -> Iterator[Row]:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        head_of(self.path)
-        number = 0
-        try:
-            with pq.ParquetFile(self.path) as file:
-                for batch in file.iter_batches(batch_size=1024):
-                    for row in batch.to_pylist():
-                        number += 1
-                        yield f"{self.name}:{number}", row
-        except (pa.ArrowException, OSError, ValueError) as error:
-            raise UserError(
-                f"{str(self.path)!r} is damaged, or no Parquet file, after row {number} ({one_line(error)}): "
-                "fetch or write it again"
             ) from error
 
 
@@ -131,6 +92,16 @@ def head_of(path: Path) -> bytes:
     return head
 
 
+def content_digest(path: Path) -> str:
+    """Hex SHA-256 of a file's bytes. Raises UserError where it cannot be read."""
+    head_of(path)
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"{str(path)!r} cannot be read ({one_line(error)}): {GIVE_A_FILE}") from error
+
+
 def is_text(head: bytes) -> bool:
     """Whether a file's beginning is UTF-8 text, or has at least one object as text: single bad lines are bad rows."""
     lines = [line for line in head.split(b"\n") if line.strip()]
@@ -150,16 +121,32 @@ def _lines(file: Iterable[bytes]) -> Iterator[bytes]:
         yield line.removeprefix(BOM_UTF8) if number == 0 else line
 
 
+class _TwiceError(ValueError):
+    """A key that an object has twice: JSON keeps the last in silence."""
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise _TwiceError(next(name for name in names if names.count(name) > 1))
+    return found
+
+
 def _parse_line(line: bytes) -> Any:
     """The JSON object of a line, or a RowError that says why there is none."""
+    text = line.strip()
+    meant = "one object a line is meant" + (", as `jq -c '.[]'` writes a list of them" if text[:1] == b"[" else "")
     try:
-        row = json.loads(line.strip().decode())
+        row = json.loads(text.decode(), object_pairs_hook=_object)
     except UnicodeDecodeError as error:
         return RowError("not_json", f"not UTF-8 text from byte {error.start + 1} of the line")
     except json.JSONDecodeError as error:
-        return RowError("not_json", f"not JSON: {error.msg} at column {error.colno}; one object a line is meant")
+        return RowError("not_json", f"not JSON: {error.msg} at column {error.colno}; {meant}")
+    except _TwiceError as error:
+        return RowError("not_json", f"the key {str(error)[:50]!r} stands twice in one object: leave one of them")
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets nested too deep
         return RowError("not_json", f"not JSON: {one_line(error)}")
     if not isinstance(row, dict):
-        return RowError("not_json", f"not a JSON object but {type(row).__name__}: one object a line is meant")
+        return RowError("not_json", f"not a JSON object but {type(row).__name__}: {meant}")
     return row

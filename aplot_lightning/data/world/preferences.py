@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from aplot_lightning.data.sources import Source
+from aplot_lightning.data.sources import Source, fingerprint_of
 from aplot_lightning.data.world.language import (
     FAULTS,
     NEW_TOPICS,
@@ -40,6 +40,8 @@ class Pool:
     slips: float
     rating_noise: float
 
+
+VERSION = "1"  # to be raised where the same dials give other rows
 
 POOLS = {"experts": Pool(slips=0.5, rating_noise=0.2), "crowd": Pool(slips=1.5, rating_noise=0.6)}
 
@@ -130,6 +132,12 @@ class PreferenceWorld(Source):
         """(where, row) for every pair: where is ``world:12`` for the twelfth, row is a pair in the public layout."""
         for where, row, _ in self.pairs_with_latents():
             yield where, row
+
+    def fingerprint(self) -> str:
+        """Hex digest of the dials, of which the rows are a function."""
+        dials = (self.shift, self.pairs, self.seed, self.hard_share, self.cue_share, self.cue_strength)
+        others = (self.temperature, self.label_noise, self.topics, self.style)
+        return fingerprint_of(type(self).__qualname__, VERSION, self.name, repr(dials + others))
 
     def pairs_with_latents(self) -> Iterator[tuple[str, dict[str, Any], LatentPair]]:
         """`rows()` with what lies behind each row."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from aplot_lightning.model.language_head import LanguageModelHead
+from aplot_lightning.model.tree import PackedRow, Packing, run_packed, start_packing
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -22,7 +23,8 @@ class BackboneOutput(NamedTuple):
 
     Attributes:
         embeddings: (R, d), float32 (float64 from a float64 model).
-        states: (R, length, d) in the model's dtype, the last hidden states; None for the pooling ``classification``.
+        states: (R, length, d) in the model's dtype, the last hidden states; None for the pooling ``classification``
+            and for packed rows.
     """
 
     embeddings: Tensor
@@ -44,6 +46,7 @@ class Backbone(nn.Module):
         self.model = model
         self.pooling = pooling
         self.lm_head = lm_head
+        self._packing: Packing | None = None
 
     @property
     def config(self) -> PreTrainedConfig:
@@ -60,20 +63,66 @@ class Backbone(nn.Module):
         ]
         return min(limits, default=None)
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, end: Tensor) -> BackboneOutput:
-        """Embeddings and states of R rows.
+    @property
+    def matrix_weights(self) -> int:
+        """Weights that every token is multiplied with: of matrices, without tables that are only looked up.
+
+        Without the last layer, where packed rows go through it with their scored tokens alone.
+        """
+        skipped = {id(p) for m in self.model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
+        if self._packing is not None and self._packing.last_layer is not None:
+            skipped |= {id(p) for p in self.model.get_submodule(self._packing.last_layer).parameters()}
+        return sum(p.numel() for p in self.model.parameters() if p.ndim > 1 and id(p) not in skipped)
+
+    @property
+    def packing(self) -> Packing:
+        """How it stands to packed rows: found out when it is first asked for, which makes it ready for them."""
+        if self._packing is None:
+            self._packing = self._start_packing()
+        return self._packing
+
+    def _start_packing(self) -> Packing:
+        from aplot_lightning.model.backbone.splitting import is_decoder
+
+        if not is_decoder(self.config):
+            return Packing(f"{self.config.model_type} is an encoder, whose tokens see what comes after them")
+        if self.pooling != "last":
+            return Packing(f"model.pooling {self.pooling} reads every token of a conversation")
+        if self.lm_head is not None:
+            return Packing("model.keep_lm_head reads every token of a conversation")
+        packing = start_packing(self.model)
+        if packing.refusal is None:
+            return packing
+        return Packing(f"{self.config.model_type} does not take packed rows: {packing.refusal}")
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor | None, end: Tensor, row: PackedRow | None = None
+    ) -> BackboneOutput:
+        """Embeddings and states of R conversations.
 
         Args:
-            input_ids: (R, length) int64, padded on the right with any id.
-            attention_mask: (R, length) int64, 1 on real tokens.
-            end: (R,) int64, the scored token's position.
+            input_ids: (R, length) int64, padded on the right with any id; packed (1, T).
+            attention_mask: (R, length) int64, 1 on real tokens; None when packed.
+            end: (R,) int64, the scored token's place in its row.
+            row: how a packed row hangs together; None for padded rows.
+
+        Raises:
+            ValueError: a packed row for a backbone that takes none.
         """
+        if row is not None:
+            return BackboneOutput(self._packed(input_ids, row), None)
+        assert attention_mask is not None
         output = self.model(input_ids=input_ids, attention_mask=attention_mask)
         if self.pooling == "classification":
             return BackboneOutput(_widen(output.logits), None)
         states = output.last_hidden_state
         with torch.autocast(input_ids.device.type, enabled=False):
             return BackboneOutput(pool(states, attention_mask, end, self.pooling), states)
+
+    def _packed(self, input_ids: Tensor, row: PackedRow) -> Tensor:
+        if self.packing.refusal is not None:
+            raise ValueError(f"a packed batch, but {self.packing.refusal}")
+        return _widen(run_packed(self.model, input_ids, row, scored_only=self.packing.last_layer is not None))
 
 
 def pool(states: Tensor, attention_mask: Tensor, end: Tensor, pooling: Pooling) -> Tensor:

@@ -44,7 +44,7 @@ def split_classifier(
         raise UserError(f"model.backbone: {config.model_type} is an encoder-decoder; give an encoder or a decoder")
     if not can_classify(config):
         return _without_classifier(model, pooling)
-    path, head = _classifier(model)
+    path, head = classifier_of(model)
     own: Pooling = "last" if path == "score" else "classification"
     chosen: Pooling = own if pooling == "auto" else pooling
     if chosen == "classification":
@@ -72,7 +72,7 @@ def _without_classifier(model: PreTrainedModel, pooling: Pooling) -> tuple[Backb
     return Backbone(_without_pooler(model), chosen), HeadShape(_state_size(model), bias=False)
 
 
-def _classifier(model: PreTrainedModel) -> tuple[str, nn.Linear]:
+def classifier_of(model: PreTrainedModel) -> tuple[str, nn.Linear]:
     """The one linear layer outside the base model that yields the single label, and its path."""
     inside = f"{model.base_model_prefix}."
     found = [

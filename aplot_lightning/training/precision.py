@@ -1,0 +1,60 @@
+"""Precisions of the trainer that suit a float32 head and loss, and why the others do not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.plugins.precision import HalfPrecision, MixedPrecision, Precision
+from torch import nn
+
+from aplot_lightning.errors import UserError
+
+
+class BFloat16Backbone(Precision):
+    """`bf16-true` for a reward model: the backbone's weights become bfloat16; head, scores and losses stay float32.
+
+    Lightning's own plugin would convert the head and the pairs' margins and targets too.
+    """
+
+    precision = "bf16-true"
+
+    def convert_module(self, module: nn.Module) -> nn.Module:
+        reward_model: Any = module.reward_model
+        reward_model.backbone.to(torch.bfloat16)
+        reward_model.dtype = "bfloat16"
+        return module
+
+
+def suitable_precision(options: dict[str, Any]) -> dict[str, Any]:
+    """Trainer options with `bf16-true` replaced by the plugin of this file. Raises UserError for `16-true`.
+
+    Args:
+        options: the trainer's `precision` and `plugins`.
+    """
+    precision = str(options.get("precision"))
+    if precision == "16-true":
+        raise UserError(
+            "trainer.precision: 16-true trains weights in float16, whose small updates are lost; choose bf16-true, "
+            "bf16-mixed or 16-mixed"
+        )
+    if precision != "bf16-true":
+        return {}
+    plugins = options.get("plugins") or []
+    return {"precision": None, "plugins": [*(plugins if isinstance(plugins, list) else [plugins]), BFloat16Backbone()]}
+
+
+def check_precision(trainer: L.Trainer) -> None:
+    """Raises UserError where a plain Trainer's plugin would convert the head or the pairs' columns."""
+    if isinstance(trainer.precision_plugin, HalfPrecision):
+        raise UserError(
+            "precision: Lightning's half precision would convert the head and the pairs' margins too; give the Trainer "
+            "plugins=[aplot_lightning.training.precision.BFloat16Backbone()] in place of precision"
+        )
+
+
+def gradient_scaler(trainer: L.Trainer) -> Any:
+    """The gradient scaler of 16-mixed, or None."""
+    plugin = trainer.precision_plugin
+    return plugin.scaler if isinstance(plugin, MixedPrecision) else None
