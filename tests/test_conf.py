@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import subprocess
 import sys
 from itertools import takewhile
 from pathlib import Path
@@ -26,6 +27,7 @@ CONF = ROOT / "conf"
 QUICKSTART = CONF / "quickstart.yaml"
 FILES = sorted(path.relative_to(CONF).as_posix() for path in CONF.rglob("*.yaml"))
 EXPERIMENTS = [name for name in FILES if "/" not in name]
+TRAINERS = sorted(path.stem for path in (CONF / "trainer").glob("*.yaml"))
 OBJECTIVES = sorted(path.stem for path in (CONF / "objective").glob("*.yaml"))
 SHORT = ["--trainer.max_steps", "2", "--trainer.accelerator", "cpu", "--trainer.log_every_n_steps", "1"]
 
@@ -67,6 +69,7 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 def test_the_folders_hold_what_is_promised() -> None:
     assert {"quickstart.yaml", "hh_rlhf.yaml"} <= set(EXPERIMENTS)
     assert {"bt", "aplot", "aplot_instance", "margin", "label_smoothing"} <= set(OBJECTIVES)
+    assert set(TRAINERS) == {"cpu", "gpu", "ddp", "fsdp", "slurm"}
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -75,7 +78,7 @@ def test_a_file_opens_with_a_command_that_uses_it(name: str) -> None:
     header = list(takewhile(lambda line: line.startswith("#"), lines))
     assert header
     assert re.search(r"\w", header[0])
-    commands = [line.partition("python -m aplot_lightning ")[2] for line in header]
+    commands = [line.partition("-m aplot_lightning ")[2] for line in header]
     commands = [command for command in commands if command]
     assert commands
     for command in commands:
@@ -158,6 +161,37 @@ def test_a_run_writes_predictions_in_the_published_form(trained: Any) -> None:
     numbers = dict.fromkeys(["chosen_reward", "rejected_reward", "target", "similarity"], "double")
     counts = dict.fromkeys(["prompt", "chosen_characters", "rejected_characters"], "int64")
     assert types == {"id": "string", "subset": "string", **numbers, **counts}
+
+
+# Where runs run
+
+
+def test_a_run_trains_with_the_trainer_of_the_cpu(tmp_path: Path) -> None:
+    words = [*composed("trainer/cpu.yaml"), "--config", str(CONF / "objective" / "bt.yaml"), *SHORT]
+    small = ["--data.train.init_args.pairs", "80", "--data.ood", "{}", "--data.id", "null"]
+    assert aplot("fit", *words, *small, "--run_dir", str(tmp_path / "run")) == 0
+    weights(tmp_path / "run")
+
+
+@pytest.mark.parametrize("code", [0, 1, 143])
+def test_the_slurm_job_goes_on_and_is_queued_again_when_it_was_stopped(code: int, tmp_path: Path) -> None:
+    """The job script itself, with commands of SLURM's that write down how they were called."""
+    for name, end in {"srun": code, "scontrol": 0}.items():
+        stub = tmp_path / name
+        stub.write_text(f'#!/bin/bash\necho "$@" >> "{tmp_path}/{name}.txt"\nexit {end}\n')
+        stub.chmod(0o755)
+    run_dir = tmp_path / "run"
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "SLURM_JOB_ID": "71"}
+    job = ["bash", str(CONF / "trainer" / "slurm.sh"), str(run_dir), "--config", "conf/hh_rlhf.yaml"]
+    assert subprocess.run(job, env=environment, cwd=ROOT, check=False).returncode == code
+    (run_dir / "checkpoints").mkdir(parents=True)
+    (run_dir / "checkpoints" / "last.ckpt").touch()
+    subprocess.run(job, env=environment, cwd=ROOT, check=False)
+    first, second = (tmp_path / "srun.txt").read_text().splitlines()
+    assert first.endswith(f"--config conf/hh_rlhf.yaml --config conf/trainer/slurm.yaml --run_dir {run_dir}")
+    assert second == f"{first} --ckpt_path last"
+    requeued = tmp_path / "scontrol.txt"
+    assert (requeued.read_text() == "requeue 71\n" * 2) if code == 143 else not requeued.exists()
 
 
 # Real layouts and backbones, in small

@@ -37,6 +37,7 @@ class RewardModel(nn.Module):
         head: embeddings to rewards, and to what else an objective asks for.
         tokenizer: a fast tokenizer that has a padding token.
         max_length: tokens of a prompt with one response; None for no limit.
+        truncation: what becomes of longer ones, as it was in training (see `ConversationEncoder`).
     """
 
     def __init__(self, parts: Parts, max_length: int | None, name: str) -> None:
@@ -47,6 +48,7 @@ class RewardModel(nn.Module):
         self.tokenizer = parts.tokenizer
         self.dtype = parts.dtype
         self.name = name
+        self.truncation = "left"
         self._tokenizer_files: dict[str, str | bytes] | None = None
         natural = natural_length(self.tokenizer, self.backbone.config, self.backbone.position_limit)
         self.max_length = natural if max_length is None else max_length
@@ -207,6 +209,7 @@ class RewardModel(nn.Module):
         if head is not None:
             parts.head, state = with_head(head, parts.head, state, deviation, head_seed)
         model = cls(parts, description.get("max_length") if max_length is None else max_length, name)
+        model.truncation = description.get("truncation", "left")
         if state is not None:
             try:
                 model.load_state_dict(state)
@@ -225,6 +228,7 @@ class RewardModel(nn.Module):
             "pooling": self.pooling,
             "dtype": self.dtype,
             "max_length": self.max_length,
+            "truncation": self.truncation,
             "head": self.head.describe(),
             "keep_lm_head": self.backbone.lm_head is not None,
         }
@@ -328,8 +332,9 @@ class RewardModel(nn.Module):
         return self.score_rows(rows, batch_size=batch_size, batch_tokens=batch_tokens)
 
     def encode(self, conversations: Sequence[Sequence[Message]]) -> list[np.ndarray]:
-        """Token ids of whole conversations, (length,) int32 each, cut to `max_length`."""
-        return ConversationEncoder(self.tokenizer, self.max_length).encode_conversations(conversations)
+        """Token ids of whole conversations, (length,) int32 each, cut as in training; one that was dropped there is cut."""
+        truncation = "left" if self.truncation == "drop" else self.truncation
+        return ConversationEncoder(self.tokenizer, self.max_length, truncation).encode_conversations(conversations)
 
     def score_rows(
         self, rows: Sequence[np.ndarray], *, batch_size: int = 16, batch_tokens: int | None = None

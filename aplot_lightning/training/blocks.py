@@ -15,22 +15,19 @@ from aplot_lightning.model import RewardModel
 def blocks_of(model: nn.Module) -> list[nn.Module]:
     """The layers that a Transformers model is a stack of, in order.
 
-    They are the modules of the classes that the architecture itself says must not be split (`_no_split_modules`); where
-    it names none, the members of the `ModuleList` that holds most parameters. Empty where there is no such list.
+    They are the members of its lists whose classes the architecture itself says must not be split
+    (`_no_split_modules`); where it names none, of the list that holds most parameters. Empty where there is no list.
     """
     names = set(getattr(model, "_no_split_modules", None) or ())
-    found: list[nn.Module] = []
-    inside: set[nn.Module] = set()
-    for module in model.modules():
-        if type(module).__name__ in names and module not in inside:
-            found.append(module)
-            inside.update(module.modules())
-    stacked = [block for block in found if not isinstance(block, nn.Embedding)]
-    if len(stacked) > 0:
-        return stacked
-    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module)]
-    largest = max(lists, key=lambda stack: sum(p.numel() for p in stack.parameters()), default=None)
-    return [] if largest is None else list(largest)
+    lists: list[Any] = [module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module)]
+    found = [block for stack in lists for block in stack if type(block).__name__ in names]
+    if found or not lists:
+        return found
+    return list(max(lists, key=_size))
+
+
+def _size(module: Any) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def checkpoint_activations(reward_model: RewardModel) -> None:
@@ -39,8 +36,10 @@ def checkpoint_activations(reward_model: RewardModel) -> None:
     Raises UserError for an architecture that Transformers cannot do it for.
     """
     model: Any = reward_model.backbone.model
+    # the older name of Transformers 5 gives way to the newer one
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     try:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        enable({"use_reentrant": False})
     except ValueError as error:
         raise UserError(
             f"model.gradient_checkpointing: {model.config.model_type} does not support it; leave it false and lower "

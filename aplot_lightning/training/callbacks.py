@@ -11,14 +11,13 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 from torchmetrics.functional import spearman_corrcoef
 
 from aplot_lightning.objectives import TransportMargin
-from aplot_lightning.training.checkpoints import validation_is_due
+from aplot_lightning.training.checkpoints import LastCheckpoint, validation_is_due
 from aplot_lightning.training.exact_batch import StepResult
 from aplot_lightning.training.flops import peak_flops, training_flops
 from aplot_lightning.transport import marginal_error, plan_entropy, transport_cost
@@ -38,8 +37,14 @@ class EndWithValidation(L.Callback):
         self._validated_at = trainer.global_step
 
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        if self._validated_at == trainer.global_step:
-            return
+        if self._validated_at != trainer.global_step and trainer.limit_val_batches != 0:
+            self._validate(trainer)
+        # before weight averaging puts the average in the weights' place: a longer run goes on from here
+        for callback in trainer.checkpoint_callbacks:
+            if isinstance(callback, LastCheckpoint):
+                callback.on_train_end(trainer, module)
+
+    def _validate(self, trainer: L.Trainer) -> None:
         loop = trainer.fit_loop.epoch_loop
         loop._batches_that_stepped = trainer.global_step - 1  # loggers count from 0, as for validations in an epoch
         loop.val_loop.restarting = False  # a run that was stopped at its last step goes on with this, from its start
@@ -50,18 +55,27 @@ class EndWithValidation(L.Callback):
 
 
 class GracefulStop(L.Callback):
-    """On SIGTERM, finishes the step, lets all ranks agree, and stops with a checkpoint of that step.
+    """On SIGTERM or a batch system's warning, finishes the step, lets all ranks agree, and stops with a checkpoint.
 
-    Where a validation is due after the step, it is done first: Lightning would not make up for it in a resumed run.
-    Lightning's own handler would run a collective inside the signal handler, in which two ranks crash.
+    The warning is SIGUSR1, or the one that SLURM's environment of Lightning names. Where a validation is due after the
+    step, it is done first: Lightning would not make up for it in a resumed run. Lightning's own handlers would run
+    collectives and save inside the signal handler, in which two ranks crash.
     """
 
     def __init__(self) -> None:
         self.asked = False
         self.agreed = False
+        self._previous: dict[int, Any] = {}
+
+    def setup(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
+        if stage == "fit":
+            environment = getattr(trainer.strategy, "cluster_environment", None)
+            warning = getattr(environment, "requeue_signal", None) or signal.SIGUSR1
+            # before Lightning looks for handlers, and before workers start, which would die of it
+            self._previous[warning] = signal.signal(warning, self._ask)
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        self._previous = signal.signal(signal.SIGTERM, self._ask)
+        self._previous[signal.SIGTERM] = signal.signal(signal.SIGTERM, self._ask)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         self.asked = True
@@ -76,9 +90,20 @@ class GracefulStop(L.Callback):
             raise SIGTERMException
 
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        signal.signal(signal.SIGTERM, self._previous)
+        self._restore(signal.SIGTERM)
         if trainer.strategy.reduce_boolean_decision(self.asked, all=False):
             raise SIGTERMException
+
+    def teardown(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
+        self._restore(*self._previous)
+
+    def on_exception(self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException) -> None:
+        self._restore(*set(self._previous) - {signal.SIGTERM})
+
+    def _restore(self, *signals: int) -> None:
+        for number in signals:
+            if number in self._previous:
+                signal.signal(number, self._previous.pop(number))
 
 
 class Throughput(L.Callback):
@@ -101,6 +126,7 @@ class Throughput(L.Callback):
             "seconds": 0.0,
         }
         self._since: float | None = None
+        self._saved = 0.0  # seconds of saving before then
         self._peak: float | None = None
 
     def state_dict(self) -> dict[str, Any]:
@@ -108,11 +134,6 @@ class Throughput(L.Callback):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.counts |= state
-
-    def setup(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
-        if stage == "fit":
-            self.saving = _TimedCheckpointIO(trainer.strategy.checkpoint_io)
-            trainer.strategy.checkpoint_io = self.saving
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self._peak = peak_flops(trainer, module)
@@ -126,7 +147,7 @@ class Throughput(L.Callback):
         counts["steps"] += 1
         counts["pairs"] += pairs
         if self._since is not None:
-            counts["seconds"] += now - self._since - self.saving.seconds
+            counts["seconds"] += now - self._since - (_saving_seconds(trainer) - self._saved)
             counts["timed_pairs"] += pairs
             # of numbers that the loader left: counting waits for no device; other ranks have about as many
             counts["tokens"] += trainer.world_size * sum(sum(part.lengths) for part in batch)
@@ -134,7 +155,7 @@ class Throughput(L.Callback):
             counts["padding"] += trainer.world_size * sum(part.padding for part in batch)
             if self._peak is not None:
                 counts["flops"] += training_flops(module.reward_model.backbone, batch)
-        self._since, self.saving.seconds = now, 0.0
+        self._since, self._saved = now, _saving_seconds(trainer)
         if counts["seconds"] and _logs(trainer):
             module.log_dict({f"throughput/{name}": rate for name, rate in self._rates().items()}, rank_zero_only=True)
 
@@ -167,25 +188,6 @@ class Throughput(L.Callback):
             "pairs_per_second": counts["timed_pairs"] / seconds if seconds else None,
             "tokens_per_second": counts["tokens"] / seconds if seconds else None,
         }
-
-
-class _TimedCheckpointIO(CheckpointIO):
-    """Another CheckpointIO, and the seconds that it spent on saving."""
-
-    def __init__(self, inner: CheckpointIO) -> None:
-        self.inner = inner
-        self.seconds = 0.0
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        start = time.perf_counter()
-        self.inner.save_checkpoint(checkpoint, path, storage_options)
-        self.seconds += time.perf_counter() - start
-
-    def load_checkpoint(self, path: Any, *arguments: Any, **options: Any) -> dict[str, Any]:
-        return self.inner.load_checkpoint(path, *arguments, **options)
-
-    def remove_checkpoint(self, path: Any) -> None:
-        self.inner.remove_checkpoint(path)
 
 
 class MarginDiagnostics(L.Callback):
@@ -228,6 +230,8 @@ class MarginDiagnostics(L.Callback):
         step = module.last_step
         if not trainer.is_global_zero or step is None or not self.rows or trainer.state.fn != "fit":
             return
+        if not step.result.loss.isfinite():  # of a skipped step
+            return
         for logger in trainer.loggers:
             if not isinstance(logger, TensorBoardLogger):
                 continue
@@ -245,6 +249,11 @@ class MarginDiagnostics(L.Callback):
 
         self.path.parent.mkdir(parents=True, exist_ok=True)
         pq.write_table(pa.concat_tables([pa.table(row) for row in self.rows]), self.path)
+
+
+def _saving_seconds(trainer: L.Trainer) -> float:
+    """What the trainer of the command line has spent on saving; a plain one does not tell."""
+    return getattr(trainer, "saving_seconds", 0.0)
 
 
 def _logs(trainer: L.Trainer) -> bool:

@@ -1,19 +1,25 @@
-"""The two checkpoints of a run: `last.ckpt` to go on from, and `best.ckpt`, which its figures come from."""
+"""A run's checkpoints: `last.ckpt` to go on from, those before it, and `best.ckpt`, which its figures come from."""
 
 from __future__ import annotations
 
+import os
+import shutil
+import zipfile
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from aplot_lightning.errors import UserError
 from aplot_lightning.evaluation.metrics import summarise_set
+from aplot_lightning.model.checkpoint import read_checkpoint
 
 FOLDER = "checkpoints"
+FORMER = "step-"
 LOWER_IS_BETTER = ("log_loss", "ece", "loss")
 
 
@@ -23,11 +29,13 @@ class LastCheckpoint(Checkpoint):
     Args:
         run_dir: the run directory.
         every_n_steps: optimizer steps between two writes; None for validations and the end only.
+        keep: how many of those before it stay, as `step-*.ckpt`.
     """
 
-    def __init__(self, run_dir: Path, every_n_steps: int | None = None) -> None:
+    def __init__(self, run_dir: Path, every_n_steps: int | None = None, keep: int = 1) -> None:
         self.path = run_dir / FOLDER / "last.ckpt"
         self.every_n_steps = every_n_steps
+        self.keep = keep
         self._saved_at = -1
 
     def on_train_batch_end(self, trainer: L.Trainer, *arguments: Any) -> None:
@@ -52,8 +60,39 @@ class LastCheckpoint(Checkpoint):
             self._save(trainer)
 
     def _save(self, trainer: L.Trainer) -> None:
+        if trainer.is_global_zero and self.keep and self._saved_at != trainer.global_step:
+            self._keep_former()
         trainer.save_checkpoint(self.path)
         self._saved_at = trainer.global_step
+        if trainer.is_global_zero:
+            self._prune(trainer.global_step)
+
+    def _prune(self, step: int) -> None:
+        """Removes all but the newest before `step`; those after it are of a run that this one has taken back."""
+        former = sorted(self.path.parent.glob(f"{FORMER}*.ckpt"))
+        before = [path for path in former if path.name < f"{FORMER}{step:08}.ckpt"]
+        for path in set(former) - set(before[max(0, len(before) - self.keep) :]):
+            path.unlink()
+
+    def _keep_former(self) -> None:
+        """A second name for `last.ckpt`, which the next one is about to replace."""
+        step = self._saved_at if self._saved_at >= 0 else _step_of(self.path)
+        if step is None:
+            return
+        name = self.path.with_name(f"{FORMER}{step:08}.ckpt")
+        name.unlink(missing_ok=True)
+        try:
+            os.link(self.path, name)
+        except OSError:  # a file system without links
+            shutil.copyfile(self.path, name)
+
+
+def _step_of(path: Path) -> int | None:
+    """The step of a whole checkpoint, or None."""
+    try:
+        return int(torch.load(path, map_location="cpu", weights_only=True, mmap=True)["global_step"])
+    except Exception:  # absent, or damaged in any of the many ways that a file can be
+        return None
 
 
 def validation_is_due(trainer: L.Trainer) -> bool:
@@ -117,9 +156,37 @@ def can_select(monitor: str, sets: Collection[str]) -> bool:
 
 
 def find_checkpoint(name: str, run_dir: Path) -> Path:
-    """The file that `--ckpt_path last`, `best` or a path names. Raises UserError where it is not there."""
+    """The file that `--ckpt_path last`, `best` or a path names.
+
+    Raises UserError where it is not there, is damaged, or holds objects that could run code; where another checkpoint
+    of the run is whole, it is named.
+    """
     path = run_dir / FOLDER / f"{name}.ckpt" if name in {"last", "best"} else Path(name)
     if not path.exists():
         hint = "; name the run with --run_dir" if name in {"last", "best"} else ""
-        raise UserError(f"--ckpt_path {name}: there is no checkpoint at {path}{hint}")
+        raise UserError(f"--ckpt_path {name}: there is no checkpoint at {path}{hint}{_offer(path)}")
+    try:
+        check_whole(path)
+    except UserError as error:
+        raise UserError(f"{error}{_offer(path)}") from error
     return path
+
+
+def check_whole(path: Path) -> None:
+    """Raises UserError unless every byte of a checkpoint is as it was written, and it holds nothing but values."""
+    read_checkpoint(str(path), "--ckpt_path")
+    with zipfile.ZipFile(path) as archive:
+        if archive.testzip() is not None:
+            raise UserError(f"--ckpt_path: {path} is damaged: what it holds is not what was written")
+
+
+def _offer(path: Path) -> str:
+    """The newest whole checkpoint beside one that cannot be used."""
+    others = {other: _step_of(other) for other in path.parent.glob("*.ckpt") if other != path}
+    for step, other in sorted(((step, other) for other, step in others.items() if step is not None), reverse=True):
+        try:
+            check_whole(other)
+        except UserError:
+            continue
+        return f"; the one of step {step} is whole: --ckpt_path {other}"
+    return ""

@@ -13,7 +13,8 @@ from typing import Any
 
 import lightning as L
 from jsonargparse import ArgumentError
-from jsonargparse.typing import PositiveInt
+from jsonargparse.typing import NonNegativeInt, PositiveInt
+from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
@@ -23,10 +24,15 @@ from aplot_lightning.cli import TERMINATED, one_line
 from aplot_lightning.data.datamodule import PreferenceDataModule
 from aplot_lightning.errors import UserError
 from aplot_lightning.evaluation.report import compare_runs
+from aplot_lightning.training.atomic import replace_durably
 from aplot_lightning.training.callbacks import EndWithValidation, GracefulStop, MarginDiagnostics, Throughput
 from aplot_lightning.training.checkpoints import FOLDER, LastCheckpoint, best_checkpoint, can_select, find_checkpoint
+from aplot_lightning.training.lock import check_writable, lock_run, unlock_runs
 from aplot_lightning.training.module import RewardModelingModule
+from aplot_lightning.training.precision import suitable_precision
 from aplot_lightning.training.record import RunRecord
+from aplot_lightning.training.strategies import check_averaging, check_strategy, prepare_strategy
+from aplot_lightning.training.trainer import RunTrainer
 
 RUN_DIR_VARIABLE = "APLOT_RUN_DIR"  # ranks that Lightning launches take the run directory of the first
 WRITTEN = (FOLDER, "predictions", "plots", "diagnostics")  # folders of a run that --overwrite true replaces
@@ -53,6 +59,12 @@ class AplotCLI(LightningCLI):
             default=None,
             help="optimizer steps between checkpoints, beside those after every validation",
         )
+        parser.add_argument(
+            "--checkpoint_keep",
+            type=NonNegativeInt,
+            default=1,
+            help="checkpoints before last.ckpt that are kept beside it, as step-*.ckpt",
+        )
         parser.add_argument("--init_from", type=str | None, default=None, help="a model whose weights start the run")
         parser.add_argument(
             "--monitor",
@@ -73,10 +85,12 @@ class AplotCLI(LightningCLI):
         self._check(config)
 
     def _find_run_dir(self, config: Any) -> Path:
-        if RUN_DIR_VARIABLE in os.environ and "LOCAL_RANK" in os.environ:
+        if launched_by_lightning():
             return Path(os.environ[RUN_DIR_VARIABLE])
         named = config.run_dir
         if named is None:
+            if int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_NTASKS", 1))) > 1:
+                raise UserError("run_dir: name one: ranks that torchrun or SLURM starts would each make up their own")
             stems = [Path(str(path)).stem for path in config.get("config") or []]
             moment = datetime.now().strftime("%Y%m%d-%H%M%S")
             named = str(Path("runs", stems[0] if stems else "run", "-".join([*stems[1:], moment])))
@@ -84,12 +98,12 @@ class AplotCLI(LightningCLI):
         return Path(named)
 
     def _check(self, config: Any) -> None:
-        if self.run_dir.exists() and not self.run_dir.is_dir():
-            raise UserError(f"run_dir: {self.run_dir} is a file; name a folder")
+        check_writable(self.run_dir)
+        check_strategy(config.trainer)
         if self.subcommand == "fit":
             best_checkpoint(self.run_dir, config.monitor)
             holds = list(self.run_dir.glob(f"{FOLDER}/*.ckpt"))
-            if holds and not config.get("ckpt_path") and not config.overwrite and "LOCAL_RANK" not in os.environ:
+            if holds and not config.get("ckpt_path") and not config.overwrite and is_first_rank():
                 raise UserError(
                     f"run_dir: {self.run_dir} already holds a run; go on with it by --ckpt_path last, replace it by "
                     "--overwrite true, or name another --run_dir"
@@ -116,25 +130,29 @@ class AplotCLI(LightningCLI):
         given = self._get(self.config_init, "trainer")
         self.record = RunRecord(self.run_dir, config.as_dict(), self._config_text())
         callbacks = [
+            EndWithValidation(),  # before weight averaging ends
             *(given.get("callbacks") or []),
             Throughput(),
             MarginDiagnostics(self.run_dir),
-            EndWithValidation(),
             GracefulStop(),
             self.record,
         ]
         if self.subcommand == "fit":
             callbacks += [best_checkpoint(self.run_dir, config.monitor)] if self.selects else []
-            callbacks.append(LastCheckpoint(self.run_dir, config.checkpoint_every_n_steps))
+            callbacks.append(LastCheckpoint(self.run_dir, config.checkpoint_every_n_steps, int(config.checkpoint_keep)))
         logger = given.get("logger")
         if logger is None or logger is True:
             logger = TensorBoardLogger(str(self.run_dir), name="", version="", default_hp_metric=False)
+        options |= suitable_precision(given)
         try:
-            return super().instantiate_trainer(
+            trainer = super().instantiate_trainer(
                 callbacks=callbacks, logger=logger, default_root_dir=str(self.run_dir), **options
             )
         except (MisconfigurationException, TypeError, ValueError) as error:  # what Lightning refuses of trainer.*
             raise UserError(f"trainer: {' '.join(str(error).split())}") from error
+        prepare_strategy(trainer)
+        check_averaging(trainer, self.model)
+        return trainer
 
     def _config_text(self) -> str:
         """The whole config as YAML, without the checkpoint it went on from and without where configs lay."""
@@ -158,6 +176,8 @@ class AplotCLI(LightningCLI):
 
     def before_fit(self) -> None:
         config = self.config[self.subcommand]
+        if self.trainer.is_global_zero:
+            lock_run(self.run_dir)
         if config.overwrite and not config.get("ckpt_path"):
             self._clear()
 
@@ -174,8 +194,13 @@ class AplotCLI(LightningCLI):
         best = self.run_dir / FOLDER / "best.ckpt"
         last = self.run_dir / FOLDER / "last.ckpt"
         if self.trainer.is_global_zero and not (self.selects and best.exists()):
-            shutil.copyfile(last, best)
+            part = best.with_name(f".{best.name}.part")
+            shutil.copyfile(last, part)
+            replace_durably(part, best)
         self.trainer.strategy.barrier()
+        # the callback would put the weights before averaging into the model that is tested
+        callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
+        callbacks[:] = [callback for callback in callbacks if not isinstance(callback, WeightAveraging)]
         if self.trainer.limit_val_batches == 0:
             if self.trainer.is_global_zero:
                 self.record.write_figures(self.trainer, {})
@@ -191,6 +216,17 @@ class AplotCLI(LightningCLI):
     @rank_zero_only
     def _print_table(self) -> None:
         print(f"\n{compare_runs([self.run_dir]).text()}\n\nreport: {self.run_dir / 'report.md'}")
+
+
+def launched_by_lightning() -> bool:
+    """Whether this process is a rank that the first one started, which has told it the run directory."""
+    started = os.environ.get("LOCAL_RANK", "0") != "0" and "TORCHELASTIC_RUN_ID" not in os.environ
+    return started and RUN_DIR_VARIABLE in os.environ
+
+
+def is_first_rank() -> bool:
+    """Whether no other rank comes before this process, whoever started it."""
+    return int(getattr(rank_zero_only, "rank", 0)) == 0
 
 
 def _check_endless(trainer: Any) -> None:
@@ -228,6 +264,9 @@ def run(arguments: list[str], cli: type[AplotCLI] | None = None) -> int:
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")  # checked before
     warnings.filterwarnings("ignore", message=".*your dataloader is not resumable")  # it is: see StepSampler
     warnings.filterwarnings("ignore", message="Be aware that when using `ckpt_path`")  # evaluating saves nothing
+    warnings.filterwarnings("ignore", message="You're using the WeightAveraging callback")  # sharding is refused
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")  # nobody writes into it
+    warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")  # a gradient scaler skips steps
     for name in ("utilities.rank_zero", "trainer.connectors.checkpoint_connector"):
         logging.getLogger(f"lightning.pytorch.{name}").addFilter(_is_telling)
     # errors as exceptions, and no key by its first letters: a mistyped one is said
@@ -238,6 +277,7 @@ def run(arguments: list[str], cli: type[AplotCLI] | None = None) -> int:
             PreferenceDataModule,
             parser_class=AplotParser,
             save_config_callback=None,
+            trainer_class=RunTrainer,
             seed_everything_default=0,
             trainer_defaults=defaults,
             auto_configure_optimizers=False,
@@ -247,5 +287,8 @@ def run(arguments: list[str], cli: type[AplotCLI] | None = None) -> int:
     except ArgumentError as error:
         raise UserError(one_line(str(error))) from error
     except SIGTERMException:
-        return TERMINATED
+        # the first rank speaks for those that it started; Lightning kills it where one of them ends with an error
+        return 0 if launched_by_lightning() else TERMINATED
+    finally:
+        unlock_runs()
     return 0

@@ -6,29 +6,34 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
-import lightning as L
 import numpy as np
 import torch
-from jsonargparse.typing import NonNegativeFloat, PositiveFloat
+from jsonargparse.typing import NonNegativeFloat, PositiveFloat, PositiveInt
+from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from aplot_lightning.errors import NotFiniteError, RunError, UserError
-from aplot_lightning.evaluation.metrics import PairPredictions, ood_mean
 from aplot_lightning.model import RewardModel
 from aplot_lightning.model.heads import Head
 from aplot_lightning.objectives import Objective
-from aplot_lightning.training.exact_batch import StepResult, whole_batch_step
+from aplot_lightning.training.blocks import checkpoint_activations, compile_blocks, is_sharded, shard
+from aplot_lightning.training.evaluated import EvaluatedModule
+from aplot_lightning.training.exact_batch import StepResult, abandoned_step, whole_batch_step
+from aplot_lightning.training.finite import NotFinitePolicy, all_finite
+from aplot_lightning.training.optimization import build_optimizer, learning_rate_share, number_by_model
+from aplot_lightning.training.precision import check_precision, clip_gradients, gradient_scaler
 from aplot_lightning.types import Batch
 
 
-class RewardModelingModule(L.LightningModule):
+class RewardModelingModule(EvaluatedModule):
     """Trains a reward model on optimizer batches of preference pairs.
 
     One item of the training loader is one optimizer batch of this rank, already cut into micro-batches; gradients are
-    exactly those of the objective over the whole optimizer batch (see exact_batch.py). AdamW with linear warm-up and
-    cosine decay to zero, stepped once per optimizer batch.
+    exactly those of the objective over the whole optimizer batch (see exact_batch.py). The learning rate warms up
+    linearly and falls as a cosine to zero, stepped once per optimizer batch.
 
     Args:
         backbone: a folder, a run, a hub name, or `world-decoder`, the small decoder of the embedded preference world.
@@ -46,6 +51,14 @@ class RewardModelingModule(L.LightningModule):
             comes with, else a linear one.
         keep_lm_head: keeps and trains the backbone's language-model head too, for objectives that read the probability
             of the chosen text; the backbone must be a causal language model.
+        optimizer: a class by its path, such as torch.optim.SGD, which takes groups of parameters; its learning rate
+            and weight decay are those of the two keys above. Null for fused AdamW.
+        gradient_checkpointing: keeps only each block's input for the backward pass, which runs the block again: less
+            memory for about a third more time.
+        compile: compiles each block (torch.compile), which takes minutes at the start.
+        on_not_finite: what becomes of a step whose loss or gradient is not finite: stop ends the run, skip leaves
+            weights and optimizer as they are and goes on with the next batch (counted in train/skipped_steps).
+        skip_at_most: steps in a row that may be skipped; one more ends the run.
     """
 
     def __init__(
@@ -62,25 +75,36 @@ class RewardModelingModule(L.LightningModule):
         warmup_share: NonNegativeFloat = 0.03,
         head: Head | None = None,
         keep_lm_head: bool = False,
+        optimizer: OptimizerCallable | None = None,
+        gradient_checkpointing: bool = False,
+        compile: bool = False,
+        on_not_finite: Literal["stop", "skip"] = "stop",
+        skip_at_most: PositiveInt = 5,
     ) -> None:
-        super().__init__()
-        self.reward_model = RewardModel.from_backbone(
-            init_from or backbone,
-            pooling=pooling,
-            dtype=dtype,
-            attention=attention,
-            dropout=float(dropout),
-            head=head,
-            keep_lm_head=keep_lm_head,
+        super().__init__(
+            RewardModel.from_backbone(
+                init_from or backbone,
+                pooling=pooling,
+                dtype=dtype,
+                attention=attention,
+                dropout=float(dropout),
+                head=head,
+                keep_lm_head=keep_lm_head,
+            )
         )
         self.objective = objective or Objective()
         # plain floats: jsonargparse's own number types would end in the checkpoint, which must load without pickles
         self.learning_rate = float(learning_rate)
         self.weight_decay = float(weight_decay)
         self.warmup_share = float(warmup_share)
+        self.optimizer = optimizer
+        self.not_finite = NotFinitePolicy(on_not_finite, int(skip_at_most))
         self.last_step: StepResult | None = None  # what the latest optimizer step computed, for callbacks to look at
-        self._set_names: list[str] = []
-        self._predictions: dict[str, PairPredictions] = {}
+        self._abandoned: str | None = None
+        if gradient_checkpointing:
+            checkpoint_activations(self.reward_model)
+        if compile:
+            compile_blocks(self.reward_model)
 
     @property
     def tokenizer(self) -> Any:
@@ -93,11 +117,35 @@ class RewardModelingModule(L.LightningModule):
         return self.reward_model.packing_refusal
 
     def setup(self, stage: str) -> None:
+        check_precision(self.trainer)
+        alone = self.objective.separable and any(True for _ in self.objective.buffers())
+        if self.not_finite.skips and self.trainer.world_size > 1 and alone:
+            raise UserError(
+                "model.on_not_finite: ranks that fill a queue each cannot agree on a step to skip; set it to stop, or "
+                "support of the margin to batch"
+            )
         data = getattr(self.trainer, "datamodule", None)
         if data is not None:
             self.reward_model.max_length = data.max_length
+            self.reward_model.truncation = data.truncation
             if stage == "fit":
                 self.require_columns(data.columns)
+
+    def configure_model(self) -> None:
+        """Shards the reward model in place under Lightning's ModelParallelStrategy (FSDP2); does nothing a second time.
+
+        Raises UserError for tensor parallelism.
+        """
+        mesh = self.device_mesh
+        if mesh is None or is_sharded(self.reward_model):
+            return
+        if mesh["tensor_parallel"].size() > 1:
+            raise UserError(
+                "trainer.strategy: tensor parallelism is not supported; set tensor_parallel_size to 1 and "
+                "data_parallel_size to the number of ranks"
+            )
+        self.trainer.strategy.precision_plugin.convert_module(self)
+        shard(self.reward_model, mesh["data_parallel"], str(self.trainer.precision_plugin.precision))
 
     def fitting_length(self, length: int) -> int:
         """`length`, or the most tokens that the backbone has positions for, with a warning."""
@@ -128,57 +176,90 @@ class RewardModelingModule(L.LightningModule):
     def training_step(self, micro_batches: list[Batch], batch_index: int) -> Tensor:
         self._reseed()
         self.zero_grad(set_to_none=True)
+        self.not_finite.remember(self.objective)
+        self._abandoned = None
         try:
-            step = whole_batch_step(self.reward_model, self.objective, micro_batches)
+            step = whole_batch_step(self._score, self.objective, micro_batches, self._backward_inner)
         except NotFiniteError as error:
-            raise RunError(self._not_finite(str(error))) from error
+            if not self.not_finite.skips:
+                raise RunError(self._not_finite(str(error))) from error
+            self._abandoned = str(error)
+            step = abandoned_step(self._score, micro_batches)
         self.last_step = step
         self._log_step(step)
         return step.loss
+
+    def _backward_inner(self, loss: Tensor) -> None:
+        """Of a micro-batch that is not the last: scaled as Lightning scales the last, and not yet reduced over ranks.
+
+        DistributedDataParallel reduces after the last one only, of its own accord; FSDP2 must be told.
+        """
+        scaler = gradient_scaler(self.trainer)
+        if scaler is not None:
+            loss = scaler.scale(loss)
+        if not is_sharded(self.reward_model):
+            loss.backward()
+            return
+        sharded: Any = self.reward_model
+        sharded.set_requires_gradient_sync(False)
+        loss.backward()
+        sharded.set_requires_gradient_sync(True)
 
     def optimizer_zero_grad(self, *arguments: Any, **options: Any) -> None:
         """Nothing: training_step zeroes the gradients, before its own backward passes rather than after them."""
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Stops before anything that is not finite reaches the weights: the step's one wait for the device.
+        """Keeps anything that is not finite from the weights: the step's one wait for the device.
 
-        Raises RunError with the step and the likely causes; the last checkpoint stays as it is.
+        Raises RunError with the step and the likely causes where the run is to stop; the last checkpoint stays.
         """
         assert self.last_step is not None
         gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
-        if torch.isfinite(norm + self.last_step.result.loss):
-            return
-        what = "a gradient" if torch.isfinite(self.last_step.result.loss) else "the loss"
-        raise RunError(self._not_finite(f"{what} is not finite"))
+        loss_is_finite, finite = all_finite(self.last_step.result.loss, gradients)
+        if finite:
+            self.not_finite.taken()
+        else:
+            what = self._abandoned or f"{'a gradient' if loss_is_finite else 'the loss'} is not finite"
+            # a gradient scaler tries too high a scale now and then, skips the step by itself and lowers it
+            overflow = loss_is_finite and gradient_scaler(self.trainer) is not None
+            self.not_finite.skip(self._not_finite(what), counts=not overflow)
+            self.zero_grad(set_to_none=True)  # parameters without gradients stay as they are, and so does their state
+        if self.not_finite.skips or self.not_finite.skipped:
+            self.log("train/skipped_steps", float(self.not_finite.skipped), rank_zero_only=True)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Lightning's own, and for fused optimizers under bf16-mixed too."""
+        if gradient_clip_val and gradient_scaler(self.trainer) is None:
+            clip_gradients(self.trainer, optimizer, gradient_clip_val, gradient_clip_algorithm)
+        else:
+            super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def _not_finite(self, what: str) -> str:
         return (
             f"step {self.global_step + 1}: {what}; the run stops before it reaches the weights, and the last "
             "checkpoint stays. Likely causes: a learning rate that is too high (model.learning_rate "
             f"{self.learning_rate:g}), half precision (try --trainer.precision 32-true), or weights that were not "
-            "finite to begin with"
+            "finite to begin with; --model.on_not_finite skip goes on past single steps"
         )
 
     def configure_optimizers(self) -> Any:
-        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        groups = [
-            {"params": [p for p in trained if p.ndim > 1], "weight_decay": self.weight_decay},
-            {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
-        ]
-        optimizer = torch.optim.AdamW([group for group in groups if group["params"]], lr=self.learning_rate, fused=True)
+        scaled = gradient_scaler(self.trainer) is not None
+        optimizer = build_optimizer(
+            self.parameters(), self.optimizer, self.learning_rate, self.weight_decay, scaled=scaled
+        )
         schedule = LambdaLR(optimizer, self._learning_rate_share)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def _learning_rate_share(self, step: int) -> float:
-        """Linear warm-up, then cosine to zero at the run's last optimizer step."""
         total = self.trainer.estimated_stepping_batches
         if not math.isfinite(total):
             total = self.trainer.num_training_batches
-        warmup = self.warmup_share * total
-        if step < warmup:
-            return (step + 1) / (warmup + 1)
-        return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1.0, total - warmup))))
+        return learning_rate_share(step, total, self.warmup_share)
 
     def _reseed(self) -> None:
         """One seed a step and rank, so that a resumed run draws the dropout masks of an undisturbed one."""
@@ -199,66 +280,25 @@ class RewardModelingModule(L.LightningModule):
         self.log_dict(values, batch_size=len(gaps), rank_zero_only=True)
         self.log("loss", step.result.loss, prog_bar=True, logger=False, batch_size=len(gaps), rank_zero_only=True)
 
-    # Evaluation
-
-    def on_validation_epoch_start(self) -> None:
-        self._start_predictions(self.trainer.val_dataloaders)
-
-    def on_test_epoch_start(self) -> None:
-        self._start_predictions(self.trainer.test_dataloaders)
-
-    def validation_step(self, batch: Batch, batch_index: int, dataloader_idx: int = 0) -> None:
-        self._predict(batch, dataloader_idx)
-
-    def test_step(self, batch: Batch, batch_index: int, dataloader_idx: int = 0) -> None:
-        self._predict(batch, dataloader_idx)
-
-    def predict_step(self, batch: Batch, batch_index: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
-        """The rewards of a batch's pairs: chosen and rejected, (n,) float32 each, and their index in the set."""
-        chosen, rejected = self.reward_model(batch).pairs(batch.pairs)
-        return {"index": batch.pairs.columns["index"], "chosen": chosen.rewards, "rejected": rejected.rewards}
-
-    def on_validation_epoch_end(self) -> None:
-        self._log_sets()
-
-    def on_test_epoch_end(self) -> None:
-        # not to TensorBoard: the best checkpoint's figures would end as a last point of the learning curves
-        self._log_sets(logger=False)
-
-    def _start_predictions(self, loaders: Any) -> None:
-        names = [loader.dataset.name for loader in loaders] if isinstance(loaders, list) else [loaders.dataset.name]
-        self._set_names = names
-        self._predictions = {name: PairPredictions().to(self.device) for name in names}
-
-    def _predict(self, batch: Batch, dataloader_idx: int) -> None:
-        chosen, rejected = self.reward_model(batch).pairs(batch.pairs)
-        self._predictions[self._set_names[dataloader_idx]].update(
-            chosen_reward=chosen.rewards, rejected_reward=rejected.rewards, **batch.pairs.columns
-        )
-
-    def _log_sets(self, logger: bool = True) -> None:
-        """Logs every metric of every set under `set/metric`, and their unweighted means over the OOD test sets."""
-        sets = {name: predictions.compute() for name, predictions in self._predictions.items()}
-        ood = {name: metrics for name, metrics in sets.items() if name.startswith("ood/")}
-        names = next(iter(ood.values()), {})
-        sets["ood_mean"] = {metric: ood_mean(ood, metric) for metric in names if metric != "pairs"}
-        values = {
-            f"{name}/{metric}": float(value)
-            for name, metrics in sets.items()
-            for metric, value in metrics.items()
-            if value is not None
-        }
-        self.log_dict(values, logger=logger, rank_zero_only=True)
-
-    def predictions(self) -> Mapping[str, Mapping[str, Tensor]]:
-        """Per-pair predictions of the last evaluation, by set: a table of 1-D tensors in the set's order."""
-        return {name: predictions.table() for name, predictions in self._predictions.items()}
-
     # Checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds what RewardModel.from_pretrained needs to build the model without the backbone's folder."""
+        """Adds what RewardModel.from_pretrained needs to build the model without the backbone's folder.
+
+        Optimizer states are numbered so that a run on another number of ranks, sharded or not, reads them right.
+        """
         checkpoint["reward_model"] = self.reward_model.describe()
+        checkpoint["not_finite"] = self.not_finite.state_dict()
+        strategy = self.trainer.strategy
+        if "optimizer_states" in checkpoint and not isinstance(strategy, ModelParallelStrategy):
+            parameters = list(self.parameters())
+            checkpoint["optimizer_states"] = [
+                number_by_model(state, optimizer, parameters)
+                for state, optimizer in zip(checkpoint["optimizer_states"], strategy.optimizers, strict=True)
+            ]
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.not_finite.load_state_dict(checkpoint.get("not_finite", {}))
 
 
 def fitting_length(length: int, limit: int | None) -> int:

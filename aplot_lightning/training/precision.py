@@ -7,6 +7,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.plugins.precision import HalfPrecision, MixedPrecision, Precision
+from lightning.pytorch.utilities import GradClipAlgorithmType
 from torch import nn
 
 from aplot_lightning.errors import UserError
@@ -52,6 +53,15 @@ def check_precision(trainer: L.Trainer) -> None:
             "precision: Lightning's half precision would convert the head and the pairs' margins too; give the Trainer "
             "plugins=[aplot_lightning.training.precision.BFloat16Backbone()] in place of precision"
         )
+
+
+def clip_gradients(trainer: L.Trainer, optimizer: torch.optim.Optimizer, value: float, algorithm: str | None) -> None:
+    """Clips gradients that no scaler has scaled, also those of a fused optimizer under bf16-mixed.
+
+    Lightning refuses the latter for the sake of scalers, of which bf16-mixed has none.
+    """
+    kind = GradClipAlgorithmType(algorithm or "norm")
+    Precision.clip_gradients(trainer.precision_plugin, optimizer, value, kind)
 
 
 def gradient_scaler(trainer: L.Trainer) -> Any:

@@ -18,6 +18,7 @@ from transformers import AutoModel, AutoModelForSequenceClassification
 
 from aplot_lightning.data.batching import pad_rows
 from aplot_lightning.data.comparisons import conversation_of
+from aplot_lightning.data.encoding import ConversationEncoder
 from aplot_lightning.errors import UserError
 from aplot_lightning.model.heads import (
     MLP,
@@ -436,3 +437,18 @@ def test_an_unknown_head_in_a_checkpoint_is_named(saved, tmp_path):
         with pytest.raises(UserError, match="description of its model is damaged") as caught:
             RewardModel.from_pretrained(str(tmp_path / "a.ckpt"))
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("policy", "cut"), [("left", "left"), ("right", "right"), ("drop", "left")])
+def test_conversations_are_cut_as_in_training(saved, tmp_path, policy, cut):
+    model = RewardModel.from_backbone(str(saved("llama")), max_length=24)
+    model.truncation = policy
+    write_checkpoint(model, tmp_path / "last.ckpt")
+    conversation = conversation_of("a question that is long " * 2, "an answer that is long " * 9)
+    if policy != "right":
+        conversation = conversation_of("a question that is long " * 9, "short")
+    row = RewardModel.from_pretrained(str(tmp_path / "last.ckpt")).encode([conversation])[0]
+    assert (
+        row.tolist() == ConversationEncoder(model.tokenizer, 24, cut).encode_conversations([conversation])[0].tolist()
+    )
+    assert len(row) <= 24

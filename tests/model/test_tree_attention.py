@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import logging
 import pickle
 
 import numpy as np
@@ -13,12 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from aplot_lightning.data.batching import pack_row, pad_rows
+from aplot_lightning.model.backbone import build_backbone
+from aplot_lightning.model.configuration import prepare_config
 from aplot_lightning.model.reward_model import RewardModel
-from aplot_lightning.model.tree.attention import by_comparison
-from aplot_lightning.model.tree.flex import flex_attention_of
+from aplot_lightning.model.tree.attention import NotPackable, PackedRow, by_comparison, tree_attention
+from aplot_lightning.model.tree.flex import flex_attention_of, flex_works
 from aplot_lightning.types import Batch, Pairs, Tree
 
 PACKED = ["llama", "qwen2", "qwen3", "mistral", "gemma", "gemma3_text", "phi3", "smollm3"]
@@ -160,6 +163,7 @@ def test_gradient_checkpointing_changes_nothing(saved, family, reentrant):
     model.backbone.model.layers[0].mlp.register_forward_pre_hook(lambda *_: calls.append(1))
     assert_exact(model, Plain(saved(family)), "a root")
     assert len(calls) == 2  # once more in the backward pass
+    assert all(layer.gradient_checkpointing for layer in model.backbone.model.layers)
 
 
 @pytest.mark.parametrize("family", ["llama", "phi3", "gemma3_text"])
@@ -279,6 +283,31 @@ def test_an_architecture_that_gives_other_states_is_left_as_it_was(saved):
     assert "forward" not in vars(model.backbone.model.layers[-1])
 
 
+def test_windows_that_attention_is_not_told_of_are_not_packed(saved):
+    model = RewardModel.from_backbone(str(saved("llama")))
+    model.backbone.config.sliding_window = 6  # as if only the mask had it
+    assert "do not say how wide their windows are" in model.packing_refusal
+
+
+def test_attention_outside_of_the_interface_is_not_packed():
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 40}
+    config = AutoConfig.for_model("falcon", num_labels=1, bos_token_id=1, eos_token_id=1, **sizes)
+    prepare_config(config, attention=None, dropout=0.0)
+    backbone, _ = build_backbone(config, "auto", torch.float32)
+    assert "a way of its own" in backbone.packing.refusal
+    assert backbone.config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize(("argument", "value"), [("softcap", 50.0), ("s_aux", torch.zeros(2)), ("is_causal", False)])
+def test_attention_that_asks_for_more_is_refused(argument, value):
+    batch = packed("a root")
+    tensors = [torch.randn(1, 2, batch.input_ids.shape[1], 8) for _ in range(3)]
+    arguments = {"packed": PackedRow.of(batch), argument: value}
+    with pytest.raises(NotPackable):
+        tree_attention(nn.Identity(), *tensors, None, **arguments)
+    tree_attention(nn.Identity(), *tensors, None, **{**arguments, argument: None})
+
+
 def test_weights_that_are_not_there_are_not_tried(saved):
     model = RewardModel.from_backbone(str(saved("llama"))).to("meta")
     assert "no weights yet" in model.packing_refusal
@@ -374,6 +403,14 @@ def test_flex_attention_is_the_same(tree, window):
     expected = by_comparison(batch.tree, lambda _, make: make(), *arguments)
     ours = flex_attention_of(batch.tree, batch.position_ids, lambda _, make: make(), *arguments)
     torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:.*flex_attention called without torch.compile:UserWarning")
+def test_a_device_that_cannot_train_with_flex_attention_goes_without(caplog):
+    tensors = [torch.randn(1, heads, 5, 16) for heads in (4, 2)]
+    with caplog.at_level(logging.INFO):
+        assert not flex_works(*tensors)  # the CPU has no backward of it
+    assert "attention goes comparison by comparison" in caplog.text
 
 
 @pytest.mark.filterwarnings("ignore:.*returned a view tensor:UserWarning")  # the heads' rewards

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import resource
 import signal
 import time
 from typing import Any
@@ -62,3 +64,78 @@ class SlowValidation(L.Callback):
 
     def on_validation_batch_end(self, *arguments: Any) -> None:
         time.sleep(self.seconds)
+
+
+class BadSteps(L.Callback):
+    """In the steps after `steps`, what the model gives (rewards), or the gradient (gradient), is NaN for once."""
+
+    def __init__(self, steps: list[int], where: str = "rewards") -> None:
+        self.steps, self.where = steps, where
+
+    def on_train_batch_start(self, trainer: L.Trainer, module: Any, *arguments: Any) -> None:
+        if trainer.global_step in self.steps and self.where == "rewards":
+            self.handle = module.reward_model.head.register_forward_hook(
+                lambda _, inputs, tensors: {**tensors, "rewards": tensors["rewards"] * float("nan")}
+            )
+
+    def on_after_backward(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if trainer.global_step in self.steps and self.where == "gradient":
+            next(p for p in module.parameters() if p.grad is not None).grad.fill_(float("nan"))
+
+    def on_train_batch_end(self, *arguments: Any) -> None:
+        if hasattr(self, "handle"):
+            self.handle.remove()
+            del self.handle
+
+
+class NoMemory(L.Callback):
+    """After `step`, the model asks for more memory than there is, in the second micro-batch."""
+
+    def __init__(self, step: int) -> None:
+        self.step, self.calls = step, 0
+
+    def on_train_batch_start(self, trainer: L.Trainer, module: Any, *arguments: Any) -> None:
+        if trainer.global_step == self.step:
+            module.reward_model.backbone.register_forward_pre_hook(self._allocate)
+
+    def _allocate(self, *arguments: Any) -> None:
+        self.calls += 1
+        if self.calls == 2:
+            torch.empty(1 << 60, dtype=torch.uint8)
+
+
+class SmallDisk(L.Callback):
+    """After `step`, no file may become larger than so many bytes."""
+
+    def __init__(self, step: int, size: int) -> None:
+        self.step, self.size = step, size
+
+    def on_train_batch_start(self, trainer: L.Trainer, *arguments: Any) -> None:
+        if trainer.global_step == self.step:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (self.size, resource.RLIM_INFINITY))
+
+    def on_exception(self, *arguments: Any) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+
+
+class KillWorkers(L.Callback):
+    """Kills the processes that prepare batches, before `step` ends."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_start(self, trainer: L.Trainer, *arguments: Any) -> None:
+        if trainer.global_step == self.step:
+            for process in multiprocessing.active_children():
+                process.kill()
+
+
+class KillRank(L.Callback):
+    """Kills a rank before the step after `step`."""
+
+    def __init__(self, step: int, rank: int) -> None:
+        self.step, self.rank = step, rank
+
+    def on_train_batch_start(self, trainer: L.Trainer, *arguments: Any) -> None:
+        if (trainer.global_step, trainer.global_rank) == (self.step, self.rank):
+            os.kill(os.getpid(), signal.SIGKILL)

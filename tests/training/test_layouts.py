@@ -81,9 +81,7 @@ def test_every_layout_trains_to_the_same_weights(laboratory, tmp_path: Path) -> 
 
 
 def test_a_packed_layout_that_cannot_be_is_refused_with_its_reason(laboratory, tmp_path: Path) -> None:
-    with pytest.raises(
-        UserError, match=r"^data\.layout: packed is not possible: .* eager, not sdpa; set it"
-    ):
+    with pytest.raises(UserError, match=r"^data\.layout: packed is not possible: .* eager, not sdpa; set it"):
         fit(laboratory, tmp_path, {"attention": "eager"}, layout="packed")
 
 

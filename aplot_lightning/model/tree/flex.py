@@ -27,15 +27,12 @@ def flex_attention_of(
     options: dict[str, Any],
 ) -> Tensor:
     """As `attention.by_comparison`, without dropout; compiled on a GPU, uncompiled (slow) elsewhere."""
-    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
-
     tokens, device = query.shape[2], query.device
+    make_mask, run = _kernels(compiled=query.is_cuda)
 
     def block_mask() -> Any:
-        seen = token_mask(tree, position_ids, window)
-        return create_block_mask(seen, None, None, tokens, tokens, device=device)
+        return make_mask(token_mask(tree, position_ids, window), None, None, tokens, tokens, device=device)
 
-    run = _compiled() if query.is_cuda else flex_attention
     groups = query.shape[1] // key.shape[1]
     mask = masks(("block", window), block_mask)
     result: Tensor = run(query, key, value, block_mask=mask, scale=options["scale"], enable_gqa=groups > 1)
@@ -72,10 +69,14 @@ def _owners(tree: Tree, pinned: bool) -> tuple[Tensor, Tensor]:
 
 
 @functools.cache
-def _compiled() -> Any:
-    from torch.nn.attention.flex_attention import flex_attention
+def _kernels(compiled: bool) -> tuple[Any, Any]:
+    """Makes a block mask, and attends by it."""
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-    return torch.compile(flex_attention, dynamic=True)
+    if not compiled:
+        return create_block_mask, flex_attention
+    # uncompiled, both would hold a matrix of all pairs of tokens
+    return torch.compile(create_block_mask, dynamic=True), torch.compile(flex_attention, dynamic=True)
 
 
 def flex_works(query: Tensor, key: Tensor) -> bool:

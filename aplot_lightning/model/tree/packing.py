@@ -114,10 +114,11 @@ class _Probe:
     def check_all_tokens(self) -> list[nn.Module]:
         """Raises NotPackable where a packed row gives other states; gives the attention layers as they were called."""
         row = _WatchedRow.of(self.batch)
-        if not self._agrees(row, scored_only=False):
-            raise NotPackable("packed rows give it other states")
+        agrees = self._agrees(row, scored_only=False)
         if not row.calls:
-            raise NotPackable("its attention is its own")
+            raise NotPackable("it computes attention in a way of its own")
+        if not agrees:
+            raise NotPackable("packed rows give it other states")
         windows = sum(window is not None for _, window in row.calls)
         kinds = getattr(self.config, "layer_types", None)
         sliding = getattr(self.config, "sliding_window", None) and getattr(self.config, "use_sliding_window", True)

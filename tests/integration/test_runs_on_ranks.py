@@ -1,0 +1,146 @@
+"""The same run in one process, under DDP and under FSDP2, and going on under another of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from aplot_lightning import RewardModel
+
+ROOT = Path(__file__).parents[2]
+FSDP = {"class_path": "lightning.pytorch.strategies.ModelParallelStrategy"}
+RANKS: dict[str, dict[str, Any]] = {
+    "one": {},
+    "ddp": {"trainer.devices": 2, "trainer.strategy": "ddp"},
+    "fsdp": {"trainer.devices": 2, "trainer.strategy": FSDP},
+}
+# 31 pairs in micro-batches of 4: uneven over two ranks; a plan over the whole batch; sets of odd size
+WHOLE = {
+    "objective": "aplot",
+    "data.batch_size": 31,
+    "data.micro_batch_size": 4,
+    "data.num_workers": 0,
+    "model.gradient_checkpointing": True,
+    "trainer.gradient_clip_val": 0.5,
+    "checkpoint_every_n_steps": 8,
+    "checkpoint_keep": 3,
+}
+
+
+def checkpoint(run_dir: Path, name: str = "last") -> dict[str, Any]:
+    return torch.load(run_dir / "checkpoints" / f"{name}.ckpt", weights_only=True)
+
+
+def losses(run_dir: Path) -> dict[int, float]:
+    events = EventAccumulator(str(run_dir), size_guidance={"scalars": 0}).Reload()
+    return {point.step: point.value for point in events.Scalars("train/loss")}
+
+
+def end(process: subprocess.Popen) -> None:
+    _, said = process.communicate(timeout=300)
+    assert process.returncode == 0, said
+
+
+def launch(laboratory: Any, run_dir: Path, name: str, options: dict[str, Any]) -> subprocess.Popen:
+    """Two ranks: DDP by Lightning's own launcher, FSDP2 by torchrun."""
+    options = {**WHOLE, **RANKS[name], **options}
+    if name == "ddp":
+        return laboratory.start("fit", run_dir, options)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = {key: value for key, value in os.environ.items() if key != "APLOT_RUN_DIR"}
+    return subprocess.Popen(
+        [*launcher, "-m", "aplot_lightning", *laboratory.words("fit", run_dir, options)],
+        env={**environment, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        cwd=laboratory.folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.fixture(scope="module")
+def runs(laboratory: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Eighteen steps each, with a checkpoint of step 8: in one process, and in two under either strategy."""
+    folder = tmp_path_factory.mktemp("ranks")
+    options = {"trainer.max_steps": 18}
+    processes = [launch(laboratory, folder / name, name, options) for name in ("ddp", "fsdp")]
+    assert laboratory("fit", folder / "one", {**WHOLE, **options}) == 0
+    for process in processes:
+        end(process)
+    return {name: folder / name for name in RANKS}
+
+
+@pytest.mark.parametrize("name", ["ddp", "fsdp"])
+def test_two_ranks_are_the_same_run_as_one_process(name: str, runs: dict[str, Path]) -> None:
+    expected, found = losses(runs["one"]), losses(runs[name])
+    assert len(expected) == 18
+    assert found == pytest.approx(expected, abs=1e-5)
+    for file in ("last", "best"):
+        one, two = checkpoint(runs["one"], file), checkpoint(runs[name], file)
+        assert one["global_step"] == two["global_step"]
+        torch.testing.assert_close(two["state_dict"], one["state_dict"], rtol=0, atol=1e-5)
+    assert checkpoint(runs[name])["optimizer_states"][0]["state"].keys() == set(range(len(one["state_dict"])))
+
+
+@pytest.mark.parametrize("name", ["ddp", "fsdp"])
+def test_uneven_sets_are_evaluated_exactly(name: str, runs: dict[str, Path]) -> None:
+    known, found = (json.loads((runs[run] / "metrics.json").read_text()) for run in ("one", name))
+    for its, expected in (
+        (found["id"], known["id"]),
+        *((found["ood"][key], known["ood"][key]) for key in known["ood"]),
+    ):
+        assert (its["pairs"], its["accuracy"]) == (expected["pairs"], expected["accuracy"])
+        assert its["log_loss"] == pytest.approx(expected["log_loss"], abs=1e-5)
+    assert known["ood"]["hard"]["pairs"] % 2 == 1
+    for file in ("validation", "id", "hard", "style"):
+        one, two = (pq.read_table(runs[run] / "predictions" / f"{file}.parquet").to_pydict() for run in ("one", name))
+        assert one["id"] == two["id"]  # each pair once, in the set's order
+        assert two["chosen_reward"] == pytest.approx(one["chosen_reward"], abs=1e-4)
+
+
+@pytest.mark.parametrize(("first", "second"), [("one", "ddp"), ("ddp", "one"), ("one", "fsdp"), ("fsdp", "one")])
+def test_a_run_goes_on_under_another_number_of_ranks(
+    laboratory: Any, runs: dict[str, Path], tmp_path: Path, first: str, second: str
+) -> None:
+    """From step 8 of one to step 18 under the other: the weights are those of the undisturbed run."""
+    run_dir = tmp_path / "run"
+    (run_dir / "checkpoints").mkdir(parents=True)
+    former = runs[first] / "checkpoints" / "step-00000008.ckpt"
+    shutil.copyfile(former, run_dir / "checkpoints" / "last.ckpt")
+    options = {"trainer.max_steps": 18, "ckpt_path": "last"}
+    if second == "one":
+        assert laboratory("fit", run_dir, {**WHOLE, **options}) == 0
+    else:
+        end(launch(laboratory, run_dir, second, options))
+    found = losses(run_dir)
+    assert sorted(found) == list(range(8, 18))  # it really starts after the checkpoint's step
+    expected = losses(runs["one"])
+    assert found == pytest.approx({step: expected[step] for step in found}, abs=1e-5)
+    end_of_both = checkpoint(run_dir), checkpoint(runs["one"])
+    assert end_of_both[0]["global_step"] == 18
+    torch.testing.assert_close(end_of_both[0]["state_dict"], end_of_both[1]["state_dict"], rtol=0, atol=1e-5)
+
+
+def test_a_sharded_run_is_a_model_like_any_other(runs: dict[str, Path]) -> None:
+    items = [{"prompt": "How many in all?", "response": str(number)} for number in range(4)]
+    one, sharded = (RewardModel.from_pretrained(str(runs[name])).score(items) for name in ("one", "fsdp"))
+    assert sharded == pytest.approx(one, abs=1e-4)
+
+
+def test_both_ranks_stop_together_on_a_signal_and_the_command_says_143(laboratory: Any, tmp_path: Path) -> None:
+    """Each rank gets SIGTERM in the step after 3, as SLURM sends it."""
+    stop = [{"class_path": "tests.training.probes.Interrupt", "init_args": {"step": 3, "how": "SIGTERM"}}]
+    process = launch(laboratory, tmp_path / "run", "ddp", {"trainer.max_steps": 18, "trainer.callbacks": stop})
+    _, said = process.communicate(timeout=300)
+    assert process.returncode == 143, said
+    assert checkpoint(tmp_path / "run")["global_step"] == 4
