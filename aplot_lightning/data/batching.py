@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from aplot_lightning.data.encoded import EncodedComparisons, shared_beginning
+from aplot_lightning.data.encoded import EncodedComparisons, bounds, shared_beginning, stretches
 from aplot_lightning.types import Batch, Pairs, Tree
 
 Segments = Sequence[np.ndarray]  # a comparison's prefix, then one suffix a response; token ids
@@ -139,21 +139,32 @@ def _shared_root(prefixes: Sequence[np.ndarray], least: int) -> int:
 
 
 def collate(encoded: EncodedComparisons, comparisons: np.ndarray, layout: Layout) -> Batch:
-    """One micro-batch of `comparisons`. An empty one holds a row of one token and no pairs."""
-    chosen: list[np.ndarray] = []
-    rejected: list[np.ndarray] = []
-    index: list[np.ndarray] = []
-    responses = 0
-    for comparison in comparisons:
-        pairs = np.arange(encoded.first_pair[comparison], encoded.first_pair[comparison + 1])
-        chosen.append(encoded.winners[pairs] + responses)
-        rejected.append(encoded.losers[pairs] + responses)
-        index.append(pairs)
-        responses += int(encoded.response_counts[comparison])
-    made = _pairs(encoded, chosen, rejected, index)
+    """One micro-batch of `comparisons`, of embeddings where they are known.
+
+    An empty one holds a row of one token, or one embedding, and no pairs.
+    """
+    pairs = _pairs(encoded, comparisons)
+    if encoded.embeddings is not None:
+        rows = stretches(encoded.first_response, comparisons)
+        return Batch.cached(torch.from_numpy(encoded.embeddings[rows if len(rows) else np.zeros(1, np.int64)]), pairs)
     if layout.packed:
-        return _packed(encoded, comparisons, made)
-    return _padded(encoded, comparisons, made, layout.pad_id)
+        return _packed(encoded, comparisons, pairs)
+    return _padded(encoded, comparisons, pairs, layout.pad_id)
+
+
+def _pairs(encoded: EncodedComparisons, comparisons: np.ndarray) -> Pairs:
+    """The pairs of some comparisons over the conversations of them, which lie behind each other."""
+    index = stretches(encoded.first_pair, comparisons)
+    first = bounds(encoded.response_counts[comparisons])[:-1]
+    own = np.repeat(first, encoded.first_pair[comparisons + 1] - encoded.first_pair[comparisons])
+    return Pairs(
+        torch.from_numpy(encoded.winners[index] + own),
+        torch.from_numpy(encoded.losers[index] + own),
+        {
+            **{name: torch.from_numpy(values[index]) for name, values in encoded.columns.items()},
+            "index": torch.from_numpy(index),
+        },
+    )
 
 
 def _packed(encoded: EncodedComparisons, comparisons: np.ndarray, pairs: Pairs) -> Batch:
@@ -170,20 +181,5 @@ def _padded(encoded: EncodedComparisons, comparisons: np.ndarray, pairs: Pairs, 
     if not rows:
         rows, starts = [encoded.rows(0)[0][:1]], [np.zeros(1, dtype=np.int64)]
     lengths = tuple(len(row) for row in rows)
-    return Batch(*pad_rows(rows, pad_id), pairs, torch.from_numpy(_joined(starts)), lengths=lengths)
-
-
-def _pairs(
-    encoded: EncodedComparisons, chosen: list[np.ndarray], rejected: list[np.ndarray], index: list[np.ndarray]
-) -> Pairs:
-    place = _joined(index)
-    columns = {name: torch.from_numpy(values[place]) for name, values in encoded.columns.items()}
-    return Pairs(
-        torch.from_numpy(_joined(chosen)),
-        torch.from_numpy(_joined(rejected)),
-        {**columns, "index": torch.from_numpy(place)},
-    )
-
-
-def _joined(parts: list[np.ndarray]) -> np.ndarray:
-    return np.concatenate(parts).astype(np.int64) if parts else np.zeros(0, dtype=np.int64)
+    start = torch.from_numpy(np.concatenate(starts).astype(np.int64))
+    return Batch(*pad_rows(rows, pad_id), pairs, start, lengths=lengths)

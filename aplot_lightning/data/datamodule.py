@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from aplot_lightning.data.batching import Layout
 from aplot_lightning.data.comparisons import first_user_turn
-from aplot_lightning.data.encoded import EncodedComparisons
+from aplot_lightning.data.encoded import Embeddings, EncodedComparisons
 from aplot_lightning.data.encoding import ConversationEncoder
 from aplot_lightning.data.evaluation_set import EvaluationSet
 from aplot_lightning.data.loaders import EvaluationBatches, OptimizerBatches, OwnBatches, StepSampler, loader
@@ -28,6 +28,8 @@ from aplot_lightning.data.report import DataReport, SourceLedger
 from aplot_lightning.data.sources import Source, open_source, open_sources
 from aplot_lightning.data.streaming import Head, StreamedBatches
 from aplot_lightning.errors import UserError
+
+EMBEDDED_PAIRS = 1024  # in a batch of an evaluation set whose embeddings are known
 
 
 class PreferenceDataModule(L.LightningDataModule):
@@ -110,6 +112,8 @@ class PreferenceDataModule(L.LightningDataModule):
         self.preparation_workers = None if preparation_workers is None else int(preparation_workers)
         self.tokenizer: Any = None
         self.packed = False
+        # the training room gives it where a frozen backbone's embeddings are kept; asked when loaders are made
+        self.embed: Callable[[EncodedComparisons, Layout], Embeddings] | None = None
         self.report = DataReport()
         self.fingerprints: dict[str, dict[str, str]] = {}
         self.evaluation_sets: dict[str, EvaluationSet] = {}
@@ -300,9 +304,9 @@ class PreferenceDataModule(L.LightningDataModule):
         trainer = self.trainer
         if self.stream is not None:
             return self._stream_loader(trainer)
-        dataset = OptimizerBatches(
-            self.training_pairs, self.plan, self._layout(), trainer.global_rank, trainer.world_size
-        )
+        # a head alone is cheap: the whole optimizer batch is one micro-batch
+        layout = self._embedded(self.training_pairs, None)
+        dataset = OptimizerBatches(self.training_pairs, self.plan, layout, trainer.global_rank, trainer.world_size)
         return loader(dataset, StepSampler(dataset, trainer), self.num_workers, self.seed)
 
     def _stream_loader(self, trainer: L.Trainer) -> DataLoader:
@@ -343,10 +347,19 @@ class PreferenceDataModule(L.LightningDataModule):
         rank, world = self.trainer.global_rank, self.trainer.world_size
         loaders = []
         for name in names:
-            dataset = EvaluationBatches(self.evaluation_sets[name], self._layout(), rank, world)
+            layout = self._embedded(self.evaluation_sets[name].encoded, EMBEDDED_PAIRS)
+            dataset = EvaluationBatches(self.evaluation_sets[name], layout, rank, world)
             sampler = OwnBatches(dataset, num_replicas=world, rank=rank, shuffle=False)
             loaders.append(loader(dataset, sampler, self.num_workers, self.seed))
         return loaders
+
+    def _embedded(self, encoded: EncodedComparisons, size: int | None) -> Layout:
+        """Adds the embeddings where a frozen backbone's are kept; the layout of the batches that come of it."""
+        encoded.embeddings = None
+        if self.embed is None:
+            return self._layout()
+        encoded.embeddings = self.embed(encoded, self._layout())
+        return Layout(self.tokenizer.pad_token_id, size=size)
 
     def _layout(self) -> Layout:
         return Layout(self.tokenizer.pad_token_id, self.packed, self.micro_batch_size, self.micro_batch_tokens)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from hashlib import sha256
 from typing import Protocol
 
 import numpy as np
@@ -19,6 +20,12 @@ class Tokens(Protocol):
     """A flat int32 array, in memory or in a file."""
 
     def __getitem__(self, place: slice, /) -> np.ndarray: ...
+
+
+class Embeddings(Protocol):
+    """What a backbone made of R conversations: `embeddings[rows]`, (n,) int64 -> (n, d) float32."""
+
+    def __getitem__(self, rows: np.ndarray, /) -> np.ndarray: ...
 
 
 @dataclass
@@ -58,6 +65,7 @@ class EncodedComparisons:
         starts: (R,) int32, where each conversation's response begins, in tokens from its beginning.
         lengths: (C,) int32, tokens of the longest conversation.
         kept: (C,) int64, each comparison's place in the list that was encoded.
+        embeddings: of all R conversations in order, where they are known already; None for batches of tokens.
     """
 
     tokens: Sequence[Tokens]
@@ -73,6 +81,7 @@ class EncodedComparisons:
     starts: np.ndarray
     lengths: np.ndarray
     kept: np.ndarray
+    embeddings: Embeddings | None = None
 
     @staticmethod
     def of(parts: Sequence[Part], places: Sequence[np.ndarray]) -> EncodedComparisons:
@@ -116,6 +125,26 @@ class EncodedComparisons:
     def response_counts(self) -> np.ndarray:
         """(C,) int64, responses of each comparison."""
         return np.diff(self.first_segment) - 1
+
+    @cached_property
+    def first_response(self) -> np.ndarray:
+        """(C + 1,) int64, each comparison's first conversation."""
+        return self.first_segment - np.arange(len(self.first_segment))
+
+    def token_digest(self, start: int, stop: int) -> str:
+        """Hex digest of the tokens of all conversations of comparisons `start` to `stop`, in order."""
+        state = sha256(self.response_counts[start:stop].astype("<i8").tobytes())
+        own = self.segment_lengths[self.first_segment[start] : self.first_segment[stop]]
+        state.update(own.astype("<i4").tobytes())
+        begins, origins = self.begins[start:stop], self.origins[start:stop]
+        ends = begins + self.tree_lengths[start:stop]
+        cuts = np.flatnonzero((begins[1:] != ends[:-1]) | (origins[1:] != origins[:-1])) + 1
+        for part in (
+            np.split(np.arange(stop - start), cuts) if stop > start else ()
+        ):  # what lies together is read at once
+            tokens = self.tokens[origins[part[0]]][int(begins[part[0]]) : int(ends[part[-1]])]
+            state.update(tokens.astype("<i4", copy=False).tobytes())
+        return state.hexdigest()
 
     def segments_of(self, comparison: int) -> list[np.ndarray]:
         """The tokens of one comparison, int32: its prefix, then one suffix a response."""

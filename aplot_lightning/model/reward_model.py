@@ -38,6 +38,7 @@ class RewardModel(nn.Module):
         tokenizer: a fast tokenizer that has a padding token.
         max_length: tokens of a prompt with one response; None for no limit.
         truncation: what becomes of longer ones, as it was in training (see `ConversationEncoder`).
+        frozen: the backbone is not trained (see `freeze_backbone`).
     """
 
     def __init__(self, parts: Parts, max_length: int | None, name: str) -> None:
@@ -49,6 +50,7 @@ class RewardModel(nn.Module):
         self.dtype = parts.dtype
         self.name = name
         self.truncation = "left"
+        self.frozen = False
         self._tokenizer_files: dict[str, str | bytes] | None = None
         natural = natural_length(self.tokenizer, self.backbone.config, self.backbone.position_limit)
         self.max_length = natural if max_length is None else max_length
@@ -288,6 +290,17 @@ class RewardModel(nn.Module):
         return self.packing_refusal is None
 
     # What a model does
+
+    def freeze_backbone(self) -> None:
+        """From now on only the head trains: the backbone's weights get no gradients, and it drops nothing."""
+        self.frozen = True
+        self.backbone.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> RewardModel:
+        super().train(mode)
+        if self.frozen:
+            self.backbone.eval()
+        return self
 
     def forward(self, batch: Batch) -> Scores:
         """Rewards (R,), embeddings (R, d) and what else the head gives, float32 whatever the backbone's precision.

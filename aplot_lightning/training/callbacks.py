@@ -97,9 +97,6 @@ class GracefulStop(L.Callback):
     def teardown(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
         self._restore(*self._previous)
 
-    def on_exception(self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException) -> None:
-        self._restore(*set(self._previous) - {signal.SIGTERM})
-
     def _restore(self, *signals: int) -> None:
         for number in signals:
             if number in self._previous:

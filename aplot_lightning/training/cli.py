@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch.distributed
 from jsonargparse import ArgumentError
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 from lightning.pytorch.callbacks import WeightAveraging
@@ -263,8 +264,10 @@ def run(arguments: list[str], cli: type[AplotCLI] | None = None) -> int:
     warnings.filterwarnings("ignore", message=".*does not have many workers")  # batches are ready-made
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")  # checked before
     warnings.filterwarnings("ignore", message=".*your dataloader is not resumable")  # it is: see StepSampler
+    warnings.filterwarnings("ignore", message="Found .* module.* in eval mode")  # a frozen backbone stays so
     warnings.filterwarnings("ignore", message="Be aware that when using `ckpt_path`")  # evaluating saves nothing
     warnings.filterwarnings("ignore", message="You're using the WeightAveraging callback")  # sharding is refused
+    warnings.filterwarnings("ignore", message="It is recommended to use .*sync_dist")  # figures are of all ranks
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")  # nobody writes into it
     warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")  # a gradient scaler skips steps
     for name in ("utilities.rank_zero", "trainer.connectors.checkpoint_connector"):
@@ -288,7 +291,20 @@ def run(arguments: list[str], cli: type[AplotCLI] | None = None) -> int:
         raise UserError(one_line(str(error))) from error
     except SIGTERMException:
         # the first rank speaks for those that it started; Lightning kills it where one of them ends with an error
-        return 0 if launched_by_lightning() else TERMINATED
+        return _left(0 if launched_by_lightning() else TERMINATED)
     finally:
         unlock_runs()
-    return 0
+    return _left(0)
+
+
+def _left(code: int) -> int:
+    """The exit code; a rank of several leaves with it at once.
+
+    Gloo's threads now and then abort the interpreter's own exit, which launchers take for a rank that died: they kill
+    the others, which may still be writing the run's figures. All files are closed by now.
+    """
+    if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code

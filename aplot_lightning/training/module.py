@@ -15,6 +15,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
+from aplot_lightning.data.preparation import Cache
 from aplot_lightning.errors import NotFiniteError, RunError, UserError
 from aplot_lightning.model import RewardModel
 from aplot_lightning.model.heads import Head
@@ -23,6 +24,7 @@ from aplot_lightning.training.blocks import checkpoint_activations, compile_bloc
 from aplot_lightning.training.evaluated import EvaluatedModule
 from aplot_lightning.training.exact_batch import StepResult, abandoned_step, whole_batch_step
 from aplot_lightning.training.finite import NotFinitePolicy, all_finite
+from aplot_lightning.training.frozen import FrozenEmbeddings
 from aplot_lightning.training.optimization import build_optimizer, learning_rate_share, number_by_model
 from aplot_lightning.training.precision import check_precision, clip_gradients, gradient_scaler
 from aplot_lightning.types import Batch
@@ -51,6 +53,10 @@ class RewardModelingModule(EvaluatedModule):
             comes with, else a linear one.
         keep_lm_head: keeps and trains the backbone's language-model head too, for objectives that read the probability
             of the chosen text; the backbone must be a causal language model.
+        freeze_backbone: trains the head alone (and what the objective itself learns); the backbone drops nothing.
+        cache_embeddings: with a frozen backbone, runs it over all conversations once, and keeps the embeddings in
+            data.cache_dir for this run and later ones; not for a stream.
+        cache_dtype: of the embeddings that are kept: float16 takes half the disk, and rounds to three digits.
         optimizer: a class by its path, such as torch.optim.SGD, which takes groups of parameters; its learning rate
             and weight decay are those of the two keys above. Null for fused AdamW.
         gradient_checkpointing: keeps only each block's input for the backward pass, which runs the block again: less
@@ -75,12 +81,20 @@ class RewardModelingModule(EvaluatedModule):
         warmup_share: NonNegativeFloat = 0.03,
         head: Head | None = None,
         keep_lm_head: bool = False,
+        freeze_backbone: bool = False,
+        cache_embeddings: bool = True,
+        cache_dtype: Literal["float32", "float16"] = "float32",
         optimizer: OptimizerCallable | None = None,
         gradient_checkpointing: bool = False,
         compile: bool = False,
         on_not_finite: Literal["stop", "skip"] = "stop",
         skip_at_most: PositiveInt = 5,
     ) -> None:
+        if freeze_backbone and keep_lm_head:
+            raise UserError(
+                "model.keep_lm_head trains the backbone through its language-model head, which model.freeze_backbone "
+                "forbids: set one of them to false"
+            )
         super().__init__(
             RewardModel.from_backbone(
                 init_from or backbone,
@@ -101,6 +115,10 @@ class RewardModelingModule(EvaluatedModule):
         self.not_finite = NotFinitePolicy(on_not_finite, int(skip_at_most))
         self.last_step: StepResult | None = None  # what the latest optimizer step computed, for callbacks to look at
         self._abandoned: str | None = None
+        self.cache_dtype: Literal["float32", "float16"] | None = None  # None where no embeddings are kept
+        if freeze_backbone:
+            self.reward_model.freeze_backbone()
+            self.cache_dtype = cache_dtype if cache_embeddings else None
         if gradient_checkpointing:
             checkpoint_activations(self.reward_model)
         if compile:
@@ -128,6 +146,9 @@ class RewardModelingModule(EvaluatedModule):
         if data is not None:
             self.reward_model.max_length = data.max_length
             self.reward_model.truncation = data.truncation
+            data.embed = None
+            if self.cache_dtype is not None and data.stream is None:
+                data.embed = FrozenEmbeddings(self.trainer, Cache(data.cache_dir), self.cache_dtype)
             if stage == "fit":
                 self.require_columns(data.columns)
 

@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import lightning as L
 
 from aplot_lightning.training.faults import told_in_one_line
+
+
+@contextmanager
+def _handlers_kept() -> Iterator[None]:
+    """Puts back the signal handlers of before: after an error Lightning restores those of its callbacks."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            if handler is not None:  # else it is not Python's
+                signal.signal(number, handler)
 
 
 class RunTrainer(L.Trainer):
@@ -25,7 +40,7 @@ class RunTrainer(L.Trainer):
         self.saving_seconds += time.perf_counter() - start
 
     def fit(self, *arguments: Any, **options: Any) -> None:
-        with told_in_one_line(self):
+        with told_in_one_line(self), _handlers_kept():
             super().fit(*arguments, **options)
 
     def test(self, *arguments: Any, **options: Any) -> Any:

@@ -144,3 +144,25 @@ def test_both_ranks_stop_together_on_a_signal_and_the_command_says_143(laborator
     _, said = process.communicate(timeout=300)
     assert process.returncode == 143, said
     assert checkpoint(tmp_path / "run")["global_step"] == 4
+
+
+def test_a_sharded_run_in_half_precision_skips_a_step_on_all_ranks(laboratory: Any, tmp_path: Path) -> None:
+    """A gradient that is NaN for once, under bf16-mixed with clipping; the head stays float32."""
+    bad = {"class_path": "tests.training.probes.BadSteps", "init_args": {"steps": [2], "where": "gradient"}}
+    options = {
+        "trainer.precision": "bf16-mixed",
+        "trainer.max_steps": 5,
+        "trainer.callbacks": [bad],
+        "model.on_not_finite": "skip",
+        "checkpoint_every_n_steps": 1,
+    }
+    process = launch(laboratory, tmp_path / "run", "fsdp", {**options, "checkpoint_keep": 9})
+    _, said = process.communicate(timeout=300)
+    assert process.returncode == 0, said
+    assert "Warning" not in said
+    before, skipped, taken = (checkpoint(tmp_path / "run", f"step-{step:08}") for step in (2, 3, 4))
+    torch.testing.assert_close(skipped["state_dict"], before["state_dict"], rtol=0, atol=0)
+    assert taken["not_finite"] == {"skipped": 1, "in_a_row": 0}
+    assert {tensor.dtype for tensor in taken["state_dict"].values()} == {torch.float32}
+    difference = taken["state_dict"]["reward_model.head.weight"] - skipped["state_dict"]["reward_model.head.weight"]
+    assert difference.abs().max() > 0

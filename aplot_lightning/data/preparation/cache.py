@@ -74,6 +74,11 @@ class Cache:
         finally:
             lock.release()
 
+    def find(self, level: str, key: str) -> Path | None:
+        """The folder of an entry, where there is a sound one."""
+        path = self.folder / level / key
+        return path if _fault(path) is None else None
+
     def _build(self, path: Path, build: Callable[[Path], None]) -> Path:
         """Builds an entry under its lock, unless another process has done so in the meantime."""
         for left in path.parent.glob(f"{path.name}.*.partial"):  # by a builder that was killed
