@@ -13,8 +13,10 @@ one that the cold process left.
 - trl: `datasets.load_dataset("json")` and RewardTrainer's constructor with a tiny model: tokens, and a filter by length
 
 The seconds of preparation start after the imports; those to the first batch start with the process and end with the
-first optimizer batch from the loader. Memory is the main process's own peak (what `getrusage` says), and the peak of
-all its processes together: the sum of their proportional set sizes, sampled twice a second.
+first optimizer batch from the loader. Processor seconds are those of a whole run, imports and workers included; unlike
+the others they hardly depend on what else the machine does. Memory is the main process's own peak (what `getrusage`
+says, pages of libraries that other programs use counted whole), and the peak of all its processes together: the sum of
+their proportional set sizes, in which shared pages count in parts, sampled twice a second.
 """
 
 from __future__ import annotations
@@ -86,10 +88,10 @@ def prepare_trl(options: argparse.Namespace) -> None:
             intermediate_size=8,
             num_hidden_layers=1,
             num_attention_heads=1,
-            num_labels=1,
             max_position_embeddings=2 * options.max_length,
             pad_token_id=tokenizer.pad_token_id,
         )
+        config.num_labels = 1
         model = LlamaForSequenceClassification(config)
         start = time.perf_counter()
         dataset = load_dataset("json", data_files=options.file, split="train", cache_dir=options.cache)
@@ -106,7 +108,8 @@ def prepare_trl(options: argparse.Namespace) -> None:
         trainer = RewardTrainer(model=model, args=arguments, train_dataset=dataset, processing_class=tokenizer)
         measured["prepared"] = time.perf_counter() - start
         next(iter(trainer.get_train_dataloader()))
-        measured["pairs"] = len(trainer.train_dataset)
+        kept: Any = trainer.train_dataset
+        measured["pairs"] = len(kept)
 
 
 @contextmanager
@@ -154,7 +157,7 @@ def with_word(messages: tuple[dict[str, str], ...], copy: int) -> list[dict[str,
 
 
 def run(options: argparse.Namespace, **values: Any) -> dict[str, float]:
-    """One process of this script: what it measured, with the peak memory of all its processes."""
+    """One process of this script: what it measured, with the memory and the processor seconds of all its processes."""
     values = {**vars(options), **values}
     names = ("side", "data", "ood", "tokenizer", "file", "cache", "pairs", "max_length", "workers")
     command = [sys.executable, str(Path(__file__).resolve()), "--started", repr(time.time())]
@@ -164,17 +167,20 @@ def run(options: argparse.Namespace, **values: Any) -> dict[str, float]:
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}
     with tempfile.TemporaryFile("w+") as log:
         child = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
-        most = 0
-        while child.poll() is None:
+        most = ended = 0
+        while not ended:
             most = max(most, proportional_memory(child.pid))
             time.sleep(0.5)
+            ended, status, usage = os.wait4(child.pid, os.WNOHANG)
         log.seek(0)
         text = log.read()
     found = [line for line in text.splitlines() if line.startswith(PREFIX)]
+    child.returncode = os.waitstatus_to_exitcode(status)
     if child.returncode or not (found or values["side"] == "write"):
         sys.exit(f"{values['side']} failed:\n{text[-2000:]}")
     measured = json.loads(found[-1].removeprefix(PREFIX)) if found else {}
-    return {**measured, "all_memory": max(most, measured.get("own_memory", 0) if not most else 0)}
+    processor = usage.ru_utime + usage.ru_stime  # with those of the workers that it has waited for
+    return {**measured, "all_memory": most or measured.get("own_memory", 0), "processor": processor}
 
 
 def proportional_memory(root: int) -> int:
@@ -223,7 +229,7 @@ def main() -> None:
     parser.add_argument("--tokenizer", required=True, help="a decoder's folder, for its tokenizer")
     parser.add_argument("--sizes", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
     parser.add_argument("--max_length", type=int, default=1024)
-    parser.add_argument("--workers", type=int, help="processes on both sides; by default ours chooses, TRL has all cores")
+    parser.add_argument("--workers", type=int, help="processes; by default ours chooses, and TRL has all cores")
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
     parser.add_argument("--trl-all", action="store_true", help="TRL with more than 100,000 pairs too")
     parser.add_argument("--keep", help="a folder for files and caches, which stay there")
@@ -240,7 +246,8 @@ def main() -> None:
         options.folder = options.keep or folder
         Path(options.folder).mkdir(parents=True, exist_ok=True)
         results = []
-        for options.pairs in options.sizes:
+        for size in options.sizes:
+            options.pairs = size
             options.file = str(Path(options.folder, f"pairs-{options.pairs}.jsonl"))
             run(options, side="write")
             for side in options.sides:
@@ -263,20 +270,21 @@ def print_table(options: argparse.Namespace, results: list[dict[str, Any]]) -> N
         f"{options.workers or 'default'} workers\n"
     )
     print(
-        "| pairs | side | cold | pairs/s | warm | first batch, cold | warm | own peak, cold | warm | all processes, cold "
-        "| warm | disk |"
+        "| pairs | side | cold | pairs/s | warm | processor, cold | warm | first batch, cold | warm | own peak, cold "
+        "| warm | all processes, cold | warm | disk |"
     )
-    print("|--:|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|")
+    print("|--:|---|" + "--:|" * 12)
     for result in results:
         both = [result["cold"], result["warm"]]
         cold, warm = (f"{each['prepared']:.1f} s" for each in both)
+        processor = " | ".join(f"{each['processor']:.1f} s" for each in both)
         first = " | ".join(f"{each['first_batch']:.1f} s" for each in both)
         own = " | ".join(f"{each['own_memory'] / MIB:,.0f} MiB" for each in both)
         together = " | ".join(f"{each['all_memory'] / MIB:,.0f} MiB" for each in both)
         rate = result["pairs"] / both[0]["prepared"]
         print(
-            f"| {result['pairs']:,} | {result['side']} | {cold} | {rate:,.0f} | {warm} | {first} | {own} | {together} | "
-            f"{result['disk'] / MIB:,.0f} MiB |"
+            f"| {result['pairs']:,} | {result['side']} | {cold} | {rate:,.0f} | {warm} | {processor} | {first} "
+            f"| {own} | {together} | {result['disk'] / MIB:,.0f} MiB |"
         )
 
 

@@ -6,7 +6,8 @@
 Needs TRL (`pip install -e ".[benchmarks]"`). Every side is a process of its own and trains one epoch over the same
 drawn pairs (none longer than `--max_length`, which TRL would drop): Bradley-Terry, 16 pairs an optimizer batch, AdamW,
 norm clipping, no gradient checkpointing, float32 on a CPU and bf16 on a GPU. The clock runs from the start of training
-to the end of the last step, data loading and the framework included; start-up and tokenisation are not in it. Sides
+(or the end of the `--warmup` steps, for a GPU's compilers) to the end of the last step, data loading and the framework
+included; start-up and tokenisation are not in it. Sides
 alternate within a round. The table gives medians over rounds, and the medians of the ratios within a round, since
 machines drift.
 
@@ -40,17 +41,31 @@ PREFIX = "measured: "
 
 
 class LoopTimer(Callback):
-    """Prints the seconds from the start of training to the end of the last step, and the pairs in them."""
+    """Prints the seconds from the end of `warmup` steps to the end of the last step, and the pairs in them."""
+
+    def __init__(self, warmup: int = 0) -> None:
+        self.warmup = warmup
 
     def on_train_start(self, trainer: Any, module: Any) -> None:
         self.start, self.pairs = time.perf_counter(), 0
 
     def on_train_batch_end(self, trainer: Any, module: Any, *arguments: Any) -> None:
-        self.seconds = time.perf_counter() - self.start
+        self.seconds = now() - self.start
         self.pairs += len(module.last_step.pairs)
+        if trainer.global_step == self.warmup:
+            self.on_train_start(trainer, module)
 
     def on_train_end(self, trainer: Any, module: Any) -> None:
         report(self.seconds, self.pairs)
+
+
+def now() -> float:
+    """The clock, once the device has done what it was told."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def report(seconds: float, pairs: int) -> None:
@@ -70,6 +85,7 @@ def train_ours(options: argparse.Namespace, layout: str) -> None:
             [
                 *("fit", "--config", "conf/hh_rlhf.yaml", "--config", "conf/objective/bt.yaml", "--run_dir", run_dir),
                 *("--overwrite", "true", "--trainer.callbacks+=throughput.LoopTimer"),
+                *("--trainer.callbacks.warmup", str(options.warmup)),
                 *("--trainer.limit_val_batches", "0", "--trainer.val_check_interval", "1.0"),
                 *("--trainer.precision", "bf16-true" if torch.cuda.is_available() else "32-true"),
                 *("--model.backbone", options.folder, "--data.train", options.sample, "--data.layout", layout),
@@ -100,8 +116,10 @@ def train_trl(options: argparse.Namespace, grouped: bool) -> None:
         def on_train_begin(self, *arguments: Any, **state: Any) -> None:
             self.start = time.perf_counter()
 
-        def on_step_end(self, *arguments: Any, **state: Any) -> None:
-            self.seconds = time.perf_counter() - self.start
+        def on_step_end(self, arguments: Any, progress: Any, *others: Any, **state: Any) -> None:
+            self.seconds = now() - self.start
+            if progress.global_step == options.warmup:
+                self.start = time.perf_counter()
 
     timer = Timer()
     with tempfile.TemporaryDirectory() as folder:
@@ -129,7 +147,7 @@ def train_trl(options: argparse.Namespace, grouped: bool) -> None:
         if len(trainer.train_dataset) != len(rows):
             sys.exit(f"TRL dropped {len(rows) - len(trainer.train_dataset)} pairs as too long")
         trainer.train()
-    report(timer.seconds, len(rows))
+    report(timer.seconds, len(rows) - OPTIMIZER_BATCH * options.warmup)
 
 
 def draw_pairs(options: argparse.Namespace, path: Path) -> None:
@@ -188,7 +206,18 @@ def measure(side: str, options: argparse.Namespace) -> dict[str, float]:
     """One side in a process of its own: pairs per second and peak memory in MiB."""
     here = Path(__file__).resolve()
     command = [sys.executable, str(here), "--side", side]
-    for name in ("data", "tokenizer", "model", "folder", "sample", "max_length", "micro_batch_tokens", "trl_batch"):
+    names = (
+        "data",
+        "tokenizer",
+        "model",
+        "folder",
+        "sample",
+        "max_length",
+        "micro_batch_tokens",
+        "trl_batch",
+        "warmup",
+    )
+    for name in names:
         command += [f"--{name}", str(getattr(options, name))]
     environment = {
         **os.environ,
@@ -221,6 +250,7 @@ def main() -> None:
     parser.add_argument("--micro_batch_tokens", type=int, default=MICRO_BATCH_TOKENS)
     parser.add_argument("--trl_batch", type=int, default=16, help="pairs that TRL pads together: 16, 8, 4 ...")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--warmup", type=int, default=0, help="optimizer steps before the clock starts")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
     parser.add_argument("--seed", type=int, default=0)

@@ -41,8 +41,10 @@ def main(models: list[str], output: str, overwrite: bool = False) -> None:
     target = _target(output, sources, overwrite)
 
     from aplot_lightning.model.checkpoint import read_checkpoint
+    from aplot_lightning.model.lora import merged
 
-    read = [read_checkpoint(source, "--models") for source in sources]
+    # the mean of two products is not the product of the means: adapters are merged first
+    read = [merged(*read_checkpoint(source, "--models"), source) for source in sources]
     description, state = read[0]
     for name, (other, other_state) in zip(models[1:], read[1:], strict=True):
         difference = _difference(description, other) or _state_difference(state, other_state)

@@ -132,16 +132,14 @@ class EncodedComparisons:
         return self.first_segment - np.arange(len(self.first_segment))
 
     def token_digest(self, start: int, stop: int) -> str:
-        """Hex digest of the tokens of all conversations of comparisons `start` to `stop`, in order."""
+        """Hex digest of the tokens of all conversations of comparisons `start` to `stop`, at least one, in order."""
         state = sha256(self.response_counts[start:stop].astype("<i8").tobytes())
         own = self.segment_lengths[self.first_segment[start] : self.first_segment[stop]]
         state.update(own.astype("<i4").tobytes())
         begins, origins = self.begins[start:stop], self.origins[start:stop]
         ends = begins + self.tree_lengths[start:stop]
         cuts = np.flatnonzero((begins[1:] != ends[:-1]) | (origins[1:] != origins[:-1])) + 1
-        for part in (
-            np.split(np.arange(stop - start), cuts) if stop > start else ()
-        ):  # what lies together is read at once
+        for part in np.split(np.arange(stop - start), cuts):  # what lies together is read at once
             tokens = self.tokens[origins[part[0]]][int(begins[part[0]]) : int(ends[part[-1]])]
             state.update(tokens.astype("<i4", copy=False).tobytes())
         return state.hexdigest()

@@ -9,6 +9,7 @@ worth comparing without comparing all.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import cache
 
 import numpy as np
 from datasketch import MinHash
@@ -90,6 +91,7 @@ def _shingles(text: str) -> Iterator[np.ndarray]:
         yield sums >> np.uint64(32)
 
 
+@cache
 def _factors(count: int) -> np.ndarray:
     """Random odd 64-bit numbers, always the same: RandomState's stream is fixed for ever, unlike default_rng's."""
     state = np.random.RandomState(SEED)

@@ -100,7 +100,7 @@ def _cuts(ledger: SourceLedger) -> list[str]:
         "chosen responses": ledger.cut_chosen,
         "rejected responses": ledger.cut_rejected,
     }
-    cut = ", ".join(f"{count:,} {name}" for name, count in counts.items() if count)
+    cut = ", ".join(f"{count:,} {name[:-1] if count == 1 else name}" for name, count in counts.items() if count)
     return [f"cut to max_length: {cut}"] if cut else []
 
 

@@ -7,11 +7,12 @@ weights and config, how it is computed, and the tokens. A run that was interrupt
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from functools import cache, partial
 from hashlib import sha256
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +22,7 @@ import torch
 from aplot_lightning.data.batching import Layout, collate, rank_micro_batches
 from aplot_lightning.data.encoded import EncodedComparisons, stretches
 from aplot_lightning.data.preparation import Cache
+from aplot_lightning.data.preparation.arrays import ArrayWriter
 from aplot_lightning.data.preparation.cache import FULL
 from aplot_lightning.errors import UserError
 from aplot_lightning.model.configuration import config_to_dict
@@ -28,7 +30,7 @@ from aplot_lightning.model.reward_model import RewardModel
 from aplot_lightning.model.scoring import evaluating
 
 LEVEL = "embeddings"
-FILE = "embeddings.npy"
+NAME = "embeddings"  # of the array in an entry
 CONVERSATIONS = 1 << 13  # in an entry, or a few more
 
 Advance = Callable[[int], object]
@@ -42,20 +44,25 @@ class StoredEmbeddings:
     Args:
         paths: the files, of which each holds a stretch of the conversations.
         first: (len(paths) + 1,) int64, the first conversation of each, and R.
+        width: d.
+        dtype: of the numbers in the files.
     """
 
-    def __init__(self, paths: Sequence[Path], first: np.ndarray) -> None:
+    def __init__(self, paths: Sequence[Path], first: np.ndarray, width: int, dtype: np.dtype) -> None:
         self.paths = list(paths)
         self.first = first
+        self.width = width
+        self.dtype = dtype
         self._maps: list[np.ndarray] | None = None
 
     def __getitem__(self, rows: np.ndarray) -> np.ndarray:
         if self._maps is None:
             # plain arrays: NumPy's own class for maps is slow to index
-            self._maps = [np.load(path, mmap_mode="r").view(np.ndarray) for path in self.paths]
+            maps = [np.memmap(path, self.dtype, mode="r").view(np.ndarray) for path in self.paths]
+            self._maps = [values.reshape(-1, self.width) for values in maps]
         if len(self._maps) == 1:
-            return self._maps[0][rows].astype(np.float32)
-        result = np.empty((len(rows), self._maps[0].shape[1]), dtype=np.float32)
+            return self._maps[0][rows].astype(np.float32, copy=False)  # indexing has made a copy
+        result = np.empty((len(rows), self.width), dtype=np.float32)
         places = np.searchsorted(self.first, rows, side="right") - 1
         for place in np.unique(places):
             own = places == place
@@ -63,7 +70,7 @@ class StoredEmbeddings:
         return result
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return StoredEmbeddings, (self.paths, self.first)
+        return StoredEmbeddings, (self.paths, self.first, self.width, self.dtype)
 
 
 class EmbeddingCache:
@@ -115,19 +122,19 @@ class EmbeddingCache:
             layout: of the micro-batches that the backbone is given.
         """
         cuts = _cuts(encoded)
-        stretch = [range(start, stop) for start, stop in zip(cuts[:-1], cuts[1:], strict=True)]
+        stretch = [range(*ends) for ends in pairwise(cuts.tolist())]
         keys = [self._key(encoded, each) for each in stretch]
         found = [self.cache.find(LEVEL, key) for key in keys]
         missing = [place for place, path in enumerate(found) if self._any_rank(path is None)]
         if missing:
             first = encoded.first_response
-            counts = [int(first[stretch[place].stop] - first[stretch[place].start]) for place in missing]
-            with self.progress(sum(counts)) as advance:
-                for place, count in self._turns(missing, counts):
+            count = sum(int(first[stretch[place].stop] - first[stretch[place].start]) for place in missing)
+            with self.progress(count) as advance:
+                for place in self._turns(missing):
                     build = partial(self._compute, encoded, stretch[place], layout, advance)
-                    found[place] = self._entry(keys[place], build, count, len(first) and int(first[-1]))
-        paths = [path / FILE for path in found if path is not None]
-        return StoredEmbeddings(paths, encoded.first_response[cuts])
+                    found[place] = self._entry(keys[place], build, int(first[-1]))
+        paths = [path / f"{NAME}.bin" for path in found if path is not None]
+        return StoredEmbeddings(paths, encoded.first_response[cuts], self.model.hidden_size, self.dtype)
 
     def _key(self, encoded: EncodedComparisons, stretch: range) -> str:
         tokens = encoded.token_digest(stretch.start, stretch.stop)
@@ -136,20 +143,20 @@ class EmbeddingCache:
     def _any_rank(self, missing: bool) -> bool:
         return missing if self.agree is None else self.agree(missing)
 
-    def _turns(self, missing: list[int], counts: list[int]) -> Iterator[tuple[int, int]]:
+    def _turns(self, missing: list[int]) -> list[int]:
         """Missing entries in this rank's order: its share, then what others may have left undone or are still at."""
-        both = list(zip(missing, counts, strict=True))
         if self.agree is not None:
-            return iter(both)
-        shares = [both[(self.rank + other) % self.world :: self.world] for other in range(self.world)]
-        return (each for share in shares for each in share)
+            return missing
+        shares = [missing[(self.rank + other) % self.world :: self.world] for other in range(self.world)]
+        return [place for share in shares for place in share]
 
-    def _entry(self, key: str, compute: Callable[[], np.ndarray], count: int, conversations: int) -> Path:
+    def _entry(self, key: str, compute: Callable[[], np.ndarray], conversations: int) -> Path:
         """Builds one entry, or waits for the rank that does. Ranks that run together must not wait for each other."""
         embeddings = None if self.agree is None else compute()
 
         def build(folder: Path) -> None:
-            np.save(folder / FILE, compute() if embeddings is None else embeddings)
+            with ArrayWriter(folder) as writer:
+                writer.append({NAME: compute() if embeddings is None else embeddings})
 
         try:
             return self.cache.entry(LEVEL, key, build)

@@ -19,6 +19,7 @@ from aplot_lightning.model.checkpoint import FORMAT, read_checkpoint
 from aplot_lightning.model.configuration import config_to_dict
 from aplot_lightning.model.heads import Head
 from aplot_lightning.model.locate import locate_model
+from aplot_lightning.model.lora import LoRA, add_adapters, merged, read_shape
 from aplot_lightning.model.scoring import evaluating, packed_batches, padded_batches
 from aplot_lightning.model.tokenizer import check_vocabulary, natural_length, one_line, pack_tokenizer
 from aplot_lightning.model.tree import PackedRow
@@ -39,6 +40,7 @@ class RewardModel(nn.Module):
         max_length: tokens of a prompt with one response; None for no limit.
         truncation: what becomes of longer ones, as it was in training (see `ConversationEncoder`).
         frozen: the backbone is not trained (see `freeze_backbone`).
+        lora: the shape of its adapters as primitives (see `add_lora`); None where it has none.
     """
 
     def __init__(self, parts: Parts, max_length: int | None, name: str) -> None:
@@ -51,6 +53,7 @@ class RewardModel(nn.Module):
         self.name = name
         self.truncation = "left"
         self.frozen = False
+        self.lora: dict[str, Any] | None = None
         self._tokenizer_files: dict[str, str | bytes] | None = None
         natural = natural_length(self.tokenizer, self.backbone.config, self.backbone.position_limit)
         self.max_length = natural if max_length is None else max_length
@@ -177,6 +180,8 @@ class RewardModel(nn.Module):
     ) -> RewardModel:
         """The model that `describe` described, without any folder or hub.
 
+        Adapters are merged into the weights; the model without weights has them still.
+
         Args:
             description: from `describe`.
             state: its weights (`state_dict`); without them the weights are fresh and are to be loaded.
@@ -192,6 +197,8 @@ class RewardModel(nn.Module):
         Raises:
             UserError: the description or the weights are not whole.
         """
+        if state is not None:
+            description, state = merged(description, state, name)
         described = bool(description.get("keep_lm_head", False))
         kept = described if keep_lm_head is None else keep_lm_head and described
         parts = described_parts(
@@ -217,6 +224,8 @@ class RewardModel(nn.Module):
                 model.load_state_dict(state)
             except RuntimeError as error:
                 raise UserError(f"{name}: the checkpoint's weights do not fit its model: {one_line(error)}") from error
+        elif description.get("lora") is not None:
+            model.add_lora(read_shape(description["lora"])[0])
         return model
 
     def describe(self) -> dict[str, Any]:
@@ -233,6 +242,7 @@ class RewardModel(nn.Module):
             "truncation": self.truncation,
             "head": self.head.describe(),
             "keep_lm_head": self.backbone.lm_head is not None,
+            **({} if self.lora is None else {"lora": dict(self.lora)}),
         }
 
     # What a model is
@@ -296,6 +306,16 @@ class RewardModel(nn.Module):
         self.frozen = True
         self.backbone.requires_grad_(False).eval()
 
+    def add_lora(self, lora: LoRA) -> None:
+        """From now on only adapters on the backbone's linear layers train, beside the head; see `add_adapters`.
+
+        Raises UserError where PEFT is missing or no layer has the names that were given.
+        """
+        shape = add_adapters(self.backbone.model, lora)
+        if self.backbone.lm_head is not None:
+            self.backbone.lm_head.requires_grad_(False)
+        self.lora = shape
+
     def train(self, mode: bool = True) -> RewardModel:
         super().train(mode)
         if self.frozen:
@@ -345,7 +365,7 @@ class RewardModel(nn.Module):
         return self.score_rows(rows, batch_size=batch_size, batch_tokens=batch_tokens)
 
     def encode(self, conversations: Sequence[Sequence[Message]]) -> list[np.ndarray]:
-        """Token ids of whole conversations, (length,) int32 each, cut as in training; one that was dropped there is cut."""
+        """Token ids of whole conversations, (length,) int32 each: as in training, and cut where that drops a row."""
         truncation = "left" if self.truncation == "drop" else self.truncation
         return ConversationEncoder(self.tokenizer, self.max_length, truncation).encode_conversations(conversations)
 

@@ -19,6 +19,7 @@ from aplot_lightning.data.preparation import Cache
 from aplot_lightning.errors import NotFiniteError, RunError, UserError
 from aplot_lightning.model import RewardModel
 from aplot_lightning.model.heads import Head
+from aplot_lightning.model.lora import LoRA, check_shape
 from aplot_lightning.objectives import Objective
 from aplot_lightning.training.blocks import checkpoint_activations, compile_blocks, is_sharded, shard
 from aplot_lightning.training.evaluated import EvaluatedModule
@@ -57,6 +58,8 @@ class RewardModelingModule(EvaluatedModule):
         cache_embeddings: with a frozen backbone, runs it over all conversations once, and keeps the embeddings in
             data.cache_dir for this run and later ones; not for a stream.
         cache_dtype: of the embeddings that are kept: float16 takes half the disk, and rounds to three digits.
+        lora: trains adapters of low rank beside the backbone's frozen linear layers, and the head; its rank, alpha,
+            dropout and targets, see LoRA in aplot_lightning/model/lora.py.
         optimizer: a class by its path, such as torch.optim.SGD, which takes groups of parameters; its learning rate
             and weight decay are those of the two keys above. Null for fused AdamW.
         gradient_checkpointing: keeps only each block's input for the backward pass, which runs the block again: less
@@ -84,6 +87,7 @@ class RewardModelingModule(EvaluatedModule):
         freeze_backbone: bool = False,
         cache_embeddings: bool = True,
         cache_dtype: Literal["float32", "float16"] = "float32",
+        lora: LoRA | None = None,
         optimizer: OptimizerCallable | None = None,
         gradient_checkpointing: bool = False,
         compile: bool = False,
@@ -95,6 +99,8 @@ class RewardModelingModule(EvaluatedModule):
                 "model.keep_lm_head trains the backbone through its language-model head, which model.freeze_backbone "
                 "forbids: set one of them to false"
             )
+        if freeze_backbone and lora is not None:
+            raise UserError("model.lora trains beside a backbone that model.freeze_backbone leaves alone: set one of them")
         super().__init__(
             RewardModel.from_backbone(
                 init_from or backbone,
@@ -119,6 +125,8 @@ class RewardModelingModule(EvaluatedModule):
         if freeze_backbone:
             self.reward_model.freeze_backbone()
             self.cache_dtype = cache_dtype if cache_embeddings else None
+        if lora is not None:
+            self.reward_model.add_lora(lora)
         if gradient_checkpointing:
             checkpoint_activations(self.reward_model)
         if compile:
@@ -235,7 +243,8 @@ class RewardModelingModule(EvaluatedModule):
         Raises RunError with the step and the likely causes where the run is to stop; the last checkpoint stays.
         """
         assert self.last_step is not None
-        gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
+        trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        gradients = [parameter.grad for parameter in trained if parameter.grad is not None]
         loss_is_finite, finite = all_finite(self.last_step.result.loss, gradients)
         if finite:
             self.not_finite.taken()
@@ -286,7 +295,11 @@ class RewardModelingModule(EvaluatedModule):
         """One seed a step and rank, so that a resumed run draws the dropout masks of an undisturbed one."""
         data = getattr(self.trainer, "datamodule", None)
         words = [getattr(data, "seed", 0), self.global_step, self.global_rank]
-        torch.manual_seed(int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> 1))
+        seed = int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> 1)
+        if self.device.type == "cpu":
+            torch.default_generator.manual_seed(seed)  # the other writes a traceback for CUDA each time: 0.7 ms
+        else:
+            torch.manual_seed(seed)
 
     def _log_step(self, step: StepResult) -> None:
         gaps = step.result.gaps
@@ -299,7 +312,8 @@ class RewardModelingModule(EvaluatedModule):
             "train/gap": gaps.mean(),
         }
         self.log_dict(values, batch_size=len(gaps), rank_zero_only=True)
-        self.log("loss", step.result.loss, prog_bar=True, logger=False, batch_size=len(gaps), rank_zero_only=True)
+        if self.trainer.progress_bar_callback is not None:
+            self.log("loss", step.result.loss, prog_bar=True, logger=False, batch_size=len(gaps), rank_zero_only=True)
 
     # Checkpoints
 
@@ -319,6 +333,7 @@ class RewardModelingModule(EvaluatedModule):
             ]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        check_shape(self.reward_model.lora, checkpoint.get("reward_model", {}).get("lora"))
         self.not_finite.load_state_dict(checkpoint.get("not_finite", {}))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -31,7 +32,8 @@ def build_optimizer(
             unscaling and step, so the optimizer must not unscale them itself, as fused ones do.
 
     Raises:
-        UserError: an optimizer that does not take one step a batch, or not these groups or scaled gradients.
+        UserError: an optimizer that does not take one step a batch, or not these groups or scaled gradients, or that
+            was given another learning rate or weight decay, which the groups would overrule.
     """
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     groups = [
@@ -45,12 +47,28 @@ def build_optimizer(
         optimizer = make(groups)
     except (TypeError, ValueError) as error:
         raise UserError(f"model.optimizer: it could not be made: {' '.join(str(error).split())}") from error
+    _check_given(optimizer, "lr", "model.learning_rate", learning_rate)
+    _check_given(optimizer, "weight_decay", "model.weight_decay", weight_decay)
     if scaled and getattr(optimizer, "_step_supports_amp_scaling", False):
         raise UserError(
             "model.optimizer: a fused optimizer unscales gradients inside its step, after they are clipped; set fused "
             "to false, or trainer.precision to bf16-mixed"
         )
     return optimizer
+
+
+def _check_given(optimizer: Optimizer, name: str, key: str, used: float) -> None:
+    """Raises UserError where the optimizer was given a value that is neither its class's own default nor the used one.
+
+    A value that equals the default cannot be told from none: jsonargparse fills it in.
+    """
+    given = optimizer.defaults.get(name)
+    parameter = inspect.signature(type(optimizer)).parameters.get(name)
+    if given is None or parameter is None or float(given) in (parameter.default, used):
+        return
+    raise UserError(
+        f"model.optimizer: its {name} {float(given):g} is not used, {key} ({used:g}) is: set {key} and leave {name} out"
+    )
 
 
 def learning_rate_share(step: int, total: float, warmup_share: float) -> float:

@@ -11,10 +11,11 @@ from lightning.pytorch.utilities import GradClipAlgorithmType
 from torch import nn
 
 from aplot_lightning.errors import UserError
+from aplot_lightning.model.lora import widen_adapters
 
 
 class BFloat16Backbone(Precision):
-    """`bf16-true` for a reward model: the backbone's weights become bfloat16; head, scores and losses stay float32.
+    """`bf16-true` for a reward model: the backbone becomes bfloat16; head, adapters, scores and losses stay float32.
 
     Lightning's own plugin would convert the head and the pairs' margins and targets too.
     """
@@ -24,6 +25,7 @@ class BFloat16Backbone(Precision):
     def convert_module(self, module: nn.Module) -> nn.Module:
         reward_model: Any = module.reward_model
         reward_model.backbone.to(torch.bfloat16)
+        widen_adapters(reward_model.backbone)
         reward_model.dtype = "bfloat16"
         return module
 

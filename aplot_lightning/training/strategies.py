@@ -9,6 +9,7 @@ from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import nn
 
 from aplot_lightning.errors import UserError
@@ -43,8 +44,12 @@ def prepare_strategy(trainer: L.Trainer) -> None:
     if type(strategy.checkpoint_io) is TorchCheckpointIO:  # not a plugin that the user named
         strategy.checkpoint_io = AtomicCheckpointIO()
     if isinstance(strategy, ModelParallelStrategy):
-        # one file, which from_pretrained reads and any other strategy goes on from; Lightning's default is a folder
-        strategy._save_distributed_checkpoint = False
+        if strategy._save_distributed_checkpoint:  # Lightning's default: whether the user asked for it is not known
+            rank_zero_info(
+                "trainer.strategy: checkpoints are one file each, which from_pretrained reads and any strategy goes on "
+                "from, not a folder of shards: save_distributed_checkpoint is false"
+            )
+            strategy._save_distributed_checkpoint = False
         if strategy._data_parallel_size == "auto":
             strategy._data_parallel_size = trainer.num_nodes * strategy.num_processes
         if strategy._tensor_parallel_size == "auto":

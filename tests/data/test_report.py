@@ -175,7 +175,7 @@ def test_text_shows_cuts_near_leaks_sum_and_previews():
     assert lines[-1] == "    no⟦?⟧"
     notes = [line.strip() for line in lines if line.startswith("  ")]
     assert sum(note.startswith("refused") for note in notes) == 2
-    assert "cut to max_length: 3 prompts, 1 rejected responses" in notes
+    assert "cut to max_length: 3 prompts, 1 rejected response" in notes
     assert any(note.startswith("near leak: 2 used rows") for note in notes)
     assert notes.count("prompt:") == notes.count("prompt of the chosen:") == notes.count("prompt of the rejected:") == 1
     assert notes.count("who ?") == 1  # a common prompt is shown once
@@ -196,7 +196,7 @@ def test_markdown_names_the_first_ten_rows_and_reads_no_data_as_markup():
     assert "### `train`: 12 missing_field, the first 10" in page
     assert "### `train`: 1 tie\n" in page
     assert r"| train | a\|b.jsonl | 15 |" in page
-    assert "- `train`: cut to max_length: 3 prompts, 1 rejected responses" in page
+    assert "- `train`: cut to max_length: 3 prompts, 1 rejected response" in page
     for line in page.splitlines():
         assert line.startswith("    ") or not any(word in line for word in ("no heading", "```", "31m"))
     assert "No row was refused" in DataReport().to_markdown()
@@ -213,7 +213,7 @@ def test_summary_is_one_line_a_set():
     first, second = hostile_report().summary()
     assert first == (
         "data train: 15 rows of a|b.jsonl, 3 used; refused 12 missing_field; "
-        "cut to max_length: 3 prompts, 1 rejected responses; near leak: 2 used rows"
+        "cut to max_length: 3 prompts, 1 rejected response; near leak: 2 used rows"
     )
     assert second == "data train: 4 rows of total, 3 used; refused 1 tie"
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import signal
+import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -150,6 +152,36 @@ def test_ranks_end_with_the_reason_when_another_one_dies(laboratory, tmp_path: P
     assert process.returncode in ({1} if rank else {-9})
     assert f"rank {1 - rank} lost another rank" in said
     assert "--ckpt_path last" in said
+    assert "Traceback" not in said
+    assert checkpoint(tmp_path / "run")["global_step"] == 2
+
+
+def test_a_rank_that_falls_silent_ends_the_others_within_the_time_out(laboratory, tmp_path: Path) -> None:
+    """Two nodes of one rank each, started by hand; the second stops in its tracks, its connections open."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        place = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free.getsockname()[1])}
+    strategy = {"class_path": "lightning.pytorch.strategies.DDPStrategy", "init_args": {"timeout": "0:00:08"}}
+    options = {
+        **SHORT,
+        "trainer.num_nodes": 2,
+        "trainer.strategy": strategy,
+        **probe("KillRank", step=2, rank=1, how="SIGSTOP"),
+    }
+    ranks = []
+    for number in range(2):
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in {**place, "NODE_RANK": str(number)}.items():
+                patch.setenv(name, value)
+            ranks.append(laboratory.start("fit", tmp_path / "run", options))
+    try:
+        _, said = ranks[0].communicate(timeout=100)
+    finally:
+        ranks[1].kill()
+    ranks[1].communicate()
+    assert ranks[1].returncode == -signal.SIGKILL  # it was still there
+    assert ranks[0].returncode == 1
+    assert "step 3: rank 0 lost another rank, which died or did not answer in time" in said
     assert "Traceback" not in said
     assert checkpoint(tmp_path / "run")["global_step"] == 2
 

@@ -14,8 +14,11 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from aplot_lightning import RewardModel
+from aplot_lightning.cli import main
+from aplot_lightning.data.world import PreferenceWorld
 
 ROOT = Path(__file__).parents[2]
 FSDP = {"class_path": "lightning.pytorch.strategies.ModelParallelStrategy"}
@@ -135,6 +138,30 @@ def test_a_sharded_run_is_a_model_like_any_other(runs: dict[str, Path]) -> None:
     items = [{"prompt": "How many in all?", "response": str(number)} for number in range(4)]
     one, sharded = (RewardModel.from_pretrained(str(runs[name])).score(items) for name in ("one", "fsdp"))
     assert sharded == pytest.approx(one, abs=1e-4)
+
+
+def test_a_sharded_run_is_exported_as_a_model_that_transformers_alone_scores_alike(
+    runs: dict[str, Path], tmp_path: Path
+) -> None:
+    assert main(["export", "--model", str(runs["fsdp"]), "--output", str(tmp_path / "model")]) == 0
+    rows = [row for _, row in PreferenceWorld(pairs=100, seed=8).rows()]
+    items = [{"prompt": row["prompt"], "response": row[side]} for row in rows for side in ("chosen", "rejected")]
+    expected = RewardModel.from_pretrained(str(runs["fsdp"])).score(items)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "model").eval()
+    found: list[float] = []
+    for start in range(0, len(items), 16):
+        chats = [
+            [{"role": "user", "content": item["prompt"]}, {"role": "assistant", "content": item["response"]}]
+            for item in items[start : start + 16]
+        ]
+        inputs = tokenizer.apply_chat_template(chats, padding=True, return_dict=True, return_tensors="pt")
+        assert (inputs["attention_mask"] == 0).any()
+        with torch.no_grad():
+            found += model(**inputs).logits[:, 0].tolist()
+    assert len(found) == 200
+    assert found == pytest.approx(expected, abs=1e-4)
+    assert max(found) - min(found) > 0.01
 
 
 def test_both_ranks_stop_together_on_a_signal_and_the_command_says_143(laboratory: Any, tmp_path: Path) -> None:

@@ -131,11 +131,11 @@ class KillWorkers(L.Callback):
 
 
 class KillRank(L.Callback):
-    """Kills a rank before the step after `step`."""
+    """Kills a rank before the step after `step`, or with SIGSTOP makes it fall silent."""
 
-    def __init__(self, step: int, rank: int) -> None:
-        self.step, self.rank = step, rank
+    def __init__(self, step: int, rank: int, how: str = "SIGKILL") -> None:
+        self.step, self.rank, self.how = step, rank, how
 
     def on_train_batch_start(self, trainer: L.Trainer, *arguments: Any) -> None:
         if (trainer.global_step, trainer.global_rank) == (self.step, self.rank):
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), getattr(signal, self.how))

@@ -14,8 +14,10 @@ from torch import nn
 from transformers import AutoConfig, AutoModel
 
 from aplot_lightning import PreferenceDataModule, RewardModel, RewardModelingModule
+from aplot_lightning.errors import UserError
 from aplot_lightning.objectives import Objective, TransportMargin
 from aplot_lightning.training.blocks import blocks_of
+from aplot_lightning.training.optimization import build_optimizer
 
 SHORT = {"trainer.max_steps": 4, "data.ood": {}, "checkpoint_every_n_steps": 1, "checkpoint_keep": 9}
 PROBES = "tests.training.probes"
@@ -131,6 +133,20 @@ def test_an_optimizer_that_cannot_be_made_is_a_mistake(laboratory, tmp_path: Pat
     assert "model.optimizer" in complaint(capsys)
     assert laboratory("fit", tmp_path / "run", {**SHORT, "model.optimizer": "torch.optim.Adaam"}) == 2
     assert "model.optimizer" in complaint(capsys)
+
+
+@pytest.mark.parametrize(("name", "value"), [("lr", 0.5), ("weight_decay", 0.2)])
+def test_an_optimizer_with_a_learning_rate_of_its_own_is_a_mistake(name: str, value: float) -> None:
+    key = {"lr": "model.learning_rate", "weight_decay": "model.weight_decay"}[name]
+    used = {"lr": 1e-5, "weight_decay": 0.1}
+
+    def build(**given: float) -> torch.optim.Optimizer:
+        parameters = [nn.Parameter(torch.zeros(2, 2))]
+        return build_optimizer(parameters, lambda groups: torch.optim.SGD(groups, **given), *used.values(), False)
+
+    with pytest.raises(UserError, match=rf"its {name} {value} is not used, {key} \({used[name]:g}\) is"):
+        build(**{name: value})
+    assert build(**{name: used[name]}).param_groups[0][name] == used[name]  # no harm in saying it twice
 
 
 # Blocks

@@ -71,15 +71,21 @@ class ConversationEncoder:
         self.tokenizer = tokenizer
         self.max_length = max_length
         self.truncation = truncation
+        self._fingerprint: str | None = None  # a large vocabulary takes 0.3 s
         self._renderer = Renderer(tokenizer)
         self._tokeniser = Tokeniser(tokenizer, self._renderer.plain)
 
     def fingerprint(self) -> str:
-        """Hex digest of everything that decides tokens, the same in every process.
+        """Hex digest of everything that decides tokens, the same in every process; found once for each encoder.
 
         The tokenizer, its special tokens and chat template, the limit and the policy, how this package writes
         conversations, and the versions of the libraries that render and tokenise them.
         """
+        if self._fingerprint is None:
+            self._fingerprint = self._digest()
+        return self._fingerprint
+
+    def _digest(self) -> str:
         backend = json.loads(self.tokenizer.backend_tokenizer.to_str())
         parts = {
             "backend": backend | {"truncation": None, "padding": None},  # every call sets these anew
