@@ -1,10 +1,13 @@
 """Heads on a frozen backbone whose embeddings are on disk: the rate of embedding, and the seconds of the loop.
 
-    python benchmarks/frozen_head.py --data pairs.jsonl.gz --backbone path/to/model [--pairs 10000] [--rounds 3]
+    python benchmarks/frozen_head.py [--pairs 10000] [--rounds 3]
+    python benchmarks/frozen_head.py --data pairs.jsonl.gz more.jsonl.gz --backbone path/to/model
 
+Without files, the pairs of the embedded preference world, and a decoder of 2 layers of 576 with random weights.
 Every line is `fit` in a process of its own on the same drawn pairs: 3 epochs, 32 pairs an optimizer batch, without
 held-out sets. The clock of the loop runs from the start of training to the end of the last step, all that Lightning
-and logging take included; reading, embedding and saving are not in it. The start is from the process's first import
+and logging take included; reading, embedding and saving are not in it. Its CPU time is that of all threads, and says
+more than the clock where a machine is shared. The start is from the process's first import
 to the start of training: cold with an empty cache, embedding included, and warm with what the cold process left.
 """
 
@@ -55,14 +58,16 @@ class LoopTimer(Callback):
 
     def on_train_start(self, trainer: Any, module: Any) -> None:
         self.start, self.steps, self.pairs = time.perf_counter(), 0, 0
+        self.cpu_start = time.process_time()
 
     def on_train_batch_end(self, trainer: Any, module: Any, *arguments: Any) -> None:
         self.seconds = time.perf_counter() - self.start
+        self.cpu = time.process_time() - self.cpu_start
         self.steps += 1
         self.pairs += len(module.last_step.pairs)
 
     def on_train_end(self, trainer: Any, module: Any) -> None:
-        names = ("embedded", "embedding", "seconds", "steps", "pairs")
+        names = ("embedded", "embedding", "seconds", "cpu", "steps", "pairs")
         values = {**{name: getattr(self, name) for name in names}, "start": self.start - self.begin}
         print(PREFIX + json.dumps(values), flush=True)
 
@@ -76,7 +81,14 @@ def train(options: argparse.Namespace) -> None:
                 *("fit", "--config", "conf/frozen_head.yaml", "--config", f"conf/objective/{options.objective}.yaml"),
                 *("--run_dir", run_dir, "--overwrite", "true", "--trainer.callbacks+=frozen_head.LoopTimer"),
                 *("--trainer.max_epochs", str(EPOCHS), "--trainer.limit_val_batches", "0"),
-                *("--model.backbone", options.backbone, "--model.head", f"aplot_lightning.model.heads.{options.head}"),
+                *(
+                    "--model.backbone",
+                    options.backbone,
+                    "--model.pooling",
+                    "auto",
+                    "--model.head",
+                    f"aplot_lightning.model.heads.{options.head}",
+                ),
                 *("--model.cache_dtype", options.dtype, "--data.cache_dir", options.cache),
                 *("--data.train", options.sample, "--data.validation_share", "0", "--data.id_share", "0"),
                 *("--data.batch_size", str(BATCH), "--data.max_length", str(options.max_length)),
@@ -86,25 +98,38 @@ def train(options: argparse.Namespace) -> None:
 
 
 def draw_pairs(options: argparse.Namespace, path: Path) -> None:
-    """Rows drawn at random from those that can be read."""
+    """Rows drawn at random from those that can be read, or of the preference world."""
     from aplot_lightning.data.comparisons import RowError, parse_comparison
     from aplot_lightning.data.sources import open_source
 
+    world = {"class_path": "aplot_lightning.data.world.PreferenceWorld", "init_args": {"pairs": options.pairs}}
     kept = []
-    for where, row in open_source(options.data, "--data").rows():
-        try:
-            parse_comparison(row, where, "data")
-        except RowError:
-            continue
-        kept.append(row)
+    for value in options.data or [world]:
+        for where, row in open_source(value, "--data").rows():
+            try:
+                parse_comparison(row, where, "data")
+            except RowError:
+                continue
+            kept.append(row)
     random.Random(options.seed).shuffle(kept)
     path.write_text("".join(json.dumps(row) + "\n" for row in kept[: options.pairs]), encoding="utf-8")
+
+
+def make_backbone(path: Path) -> str:
+    """The world's decoder, made wider, as a folder without weights: they come from the seed."""
+    from aplot_lightning.data.world import write_world_decoder
+
+    write_world_decoder(path)
+    config = json.loads((path / "config.json").read_text())
+    sizes = {"hidden_size": 576, "intermediate_size": 1536, "num_attention_heads": 9, "num_key_value_heads": 3}
+    (path / "config.json").write_text(json.dumps({**config, **sizes}))
+    return str(path)
 
 
 def measure(options: argparse.Namespace, head: str, objective: str) -> dict[str, float]:
     here = Path(__file__).resolve()
     command = [sys.executable, str(here), "--head", head, "--objective", objective]
-    for name in ("data", "backbone", "sample", "cache", "dtype", "max_length"):
+    for name in ("backbone", "sample", "cache", "dtype", "max_length"):
         command += [f"--{name}", str(getattr(options, name))]
     environment = {
         **os.environ,
@@ -124,8 +149,8 @@ def measure(options: argparse.Namespace, head: str, objective: str) -> dict[str,
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True, help="preference pairs")
-    parser.add_argument("--backbone", required=True, help="a model's folder")
+    parser.add_argument("--data", nargs="+", help="preference pairs")
+    parser.add_argument("--backbone", help="a model's folder")
     parser.add_argument("--pairs", type=int, default=10_000)
     parser.add_argument("--max_length", type=int, default=256)
     parser.add_argument("--dtype", choices=["float32", "float16"], default="float32")
@@ -140,6 +165,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         options.sample, options.cache = str(Path(folder, "pairs.jsonl")), str(Path(folder, "cache"))
         draw_pairs(options, Path(options.sample))
+        options.backbone = options.backbone or make_backbone(Path(folder, "world-decoder of width 576"))
         cold = measure(options, "Linear", "bt")
         size = sum(path.stat().st_size for path in Path(options.cache, "embeddings").rglob("*.bin"))
         rounds = [
@@ -162,17 +188,19 @@ def print_table(
         sys.exit("the backbone ran in a warm process")
     print(
         f"{date.today()}, {platform.machine()}, {options.threads} threads, torch {torch.__version__}; "
-        f"{Path(options.backbone).name}, {cold['pairs'] / EPOCHS:,.0f} pairs of {Path(options.data).name}, max_length "
+        f"{Path(options.backbone).name}, {cold['pairs'] / EPOCHS:,.0f} pairs of "
+        f"{', '.join(Path(name).name for name in options.data or ['the preference world'])}, max_length "
         f"{options.max_length}, {options.dtype}, {options.rounds} rounds\n\n"
         f"{cold['embedded']:,.0f} conversations in {cold['embedding']:.1f} s: "
         f"{cold['embedded'] / cold['embedding']:.0f} a second, {size / 2**20:.1f} MiB on disk. "
         f"Start: {cold['start']:.1f} s cold, {statistics.median(warm):.1f} s warm.\n"
     )
-    print(f"| head | objective | {EPOCHS} epochs | steps | ms a step |\n|---|---|--:|--:|--:|")
+    print(f"| head | objective | {EPOCHS} epochs | CPU time | steps | ms a step |\n|---|---|--:|--:|--:|--:|")
     for head, objective in rounds[0]:
         loops = [each[head, objective] for each in rounds]
         seconds = statistics.median(loop["seconds"] for loop in loops)
-        print(f"| {head} | {objective} | {seconds:.2f} s | {loops[0]['steps']} | {1e3 * seconds / loops[0]['steps']:.2f} |")
+        cpu, steps = statistics.median(loop["cpu"] for loop in loops), loops[0]["steps"]
+        print(f"| {head} | {objective} | {seconds:.2f} s | {cpu:.2f} s | {steps} | {1e3 * seconds / steps:.2f} |")
 
 
 if __name__ == "__main__":

@@ -76,6 +76,7 @@ class Worker:
         process = self.process
         timer = threading.Timer(self.limit, process.kill)
         timer.start()
+        start = time.perf_counter()
         result = {"error": "no answer"}
         with contextlib.suppress(OSError):
             process.stdin.write(json.dumps({"job": job, **arguments}) + "\n")  # type: ignore[union-attr]
@@ -86,6 +87,8 @@ class Worker:
                     break
             else:
                 result = {"error": f"the process ended: {last_line(self.log)}"}
+        if time.perf_counter() - start >= self.limit:
+            result = {"error": f"longer than {self.limit:.0f} s"}
         timer.cancel()
         if "error" in result:
             self.end()

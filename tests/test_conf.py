@@ -69,6 +69,7 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 def test_the_folders_hold_what_is_promised() -> None:
     assert {"quickstart.yaml", "hh_rlhf.yaml"} <= set(EXPERIMENTS)
     assert {"bt", "aplot", "aplot_instance", "margin", "label_smoothing"} <= set(OBJECTIVES)
+    assert "model/lora.yaml" in FILES
     assert set(TRAINERS) == {"cpu", "gpu", "ddp", "fsdp", "slurm"}
 
 
@@ -161,6 +162,18 @@ def test_a_run_writes_predictions_in_the_published_form(trained: Any) -> None:
     numbers = dict.fromkeys(["chosen_reward", "rejected_reward", "target", "similarity"], "double")
     counts = dict.fromkeys(["prompt", "chosen_characters", "rejected_characters"], "int64")
     assert types == {"id": "string", "subset": "string", **numbers, **counts}
+
+
+def test_adapters_train_on_an_experiment_and_the_rest_stays(tmp_path: Path) -> None:
+    small = ["--data.train.init_args.pairs", "80", "--data.ood", "{}", "--data.id", "null"]
+    for name, rate in (("slow", "1e-3"), ("fast", "2e-3")):
+        words = [*composed("model/lora.yaml"), *SHORT, *small, "--run_dir", str(tmp_path / name)]
+        assert aplot("fit", *words, "--model.learning_rate", rate) == 0
+    slow, fast = weights(tmp_path / "slow"), weights(tmp_path / "fast")
+    moved = {name for name in slow if not torch.equal(slow[name], fast[name])}
+    adapters = {name for name in slow if "lora_" in name}
+    assert len(adapters) > 10
+    assert moved == adapters | {"reward_model.head.weight"}
 
 
 # Where runs run

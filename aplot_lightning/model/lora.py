@@ -101,6 +101,7 @@ def add_adapters(model: Any, lora: LoRA) -> dict[str, Any]:
         fan_in_fan_out=transposed == {True},
     )
     inject_adapter_in_model(config, model)
+    widen_adapters(model)
     for parameter in path:
         parameter.requires_grad_(True)
     return {**asdict(lora), "transposed": transposed == {True}}

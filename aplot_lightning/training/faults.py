@@ -74,14 +74,16 @@ def _out_of_memory(trainer: L.Trainer) -> str:
     module: Any = trainer.lightning_module
     batch: Batch | None = getattr(module, "current_batch", None)
     data: Any = getattr(trainer, "datamodule", None)
-    size = getattr(data, "micro_batch_size", None)
+    keys = ("micro_batch_tokens", "micro_batch_size")  # the first that is set decides
+    key = next((key for key in keys if getattr(data, key, None)), keys[1])
+    size = getattr(data, key, None)
     training = getattr(module, "training", True)  # the trainer has forgotten its stage by now
     where = f"step {trainer.global_step + training}, rank {trainer.global_rank}: out of memory"
     if batch is not None:
         where += f" {'in' if training else 'when evaluating'} a micro-batch of {describe_batch(batch)}"
     now = f" (now {size})" if size else ""
     return (
-        f"{where}; lower data.micro_batch_size{now}, which leaves the gradients as they are, set "
+        f"{where}; lower data.{key}{now}, which leaves the gradients as they are, set "
         "model.gradient_checkpointing to true, or lower data.max_length"
     )
 

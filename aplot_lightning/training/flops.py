@@ -20,8 +20,10 @@ def training_flops(backbone: Backbone, batches: Sequence[Batch]) -> float:
     """Operations of one forward and one backward pass over some micro-batches, by the tokens that are really computed.
 
     Six for each token and weight of a matrix (PaLM, 2204.02311, appendix B) and twelve for each layer, pair of tokens
-    that see one another, and channel. What is computed twice (the second pass of an exact objective, gradient
-    checkpointing) counts once, and padding counts as computed. Mixtures of experts are counted as if all were used.
+    that see one another, and channel; a third of it is the forward pass. A frozen weight beside adapters has no gradient
+    of its own, which leaves four, and a wholly frozen backbone has no backward pass. What is computed twice (the second
+    pass of an exact objective, gradient checkpointing) counts once, and padding counts as computed. Mixtures of experts
+    are counted as if all were used.
 
     Args:
         backbone: of a dense encoder or decoder.
@@ -30,7 +32,9 @@ def training_flops(backbone: Backbone, batches: Sequence[Batch]) -> float:
     config = backbone.config.get_text_config()
     channels = getattr(config, "hidden_size", 0) * getattr(config, "num_hidden_layers", 0)
     tokens = sum(batch.computed_tokens for batch in batches)
-    return 6.0 * backbone.matrix_weights * tokens + 12.0 * channels * sum(map(seen_pairs, batches))
+    weights, trained = backbone.matrix_weights, backbone.trained_matrix_weights
+    of_a_token = 4.0 * weights + 2.0 * trained if trained else 2.0 * weights
+    return of_a_token * tokens + (12.0 if trained else 4.0) * channels * sum(map(seen_pairs, batches))
 
 
 def seen_pairs(batch: Batch) -> int:

@@ -103,15 +103,20 @@ def test_by_default_the_run_stops(laboratory, tmp_path: Path, capsys, where: str
 # Memory and disk
 
 
-def test_out_of_memory_says_which_micro_batch_and_what_to_set(laboratory, tmp_path: Path, capsys) -> None:
-    assert laboratory("fit", tmp_path / "run", {**SHORT, **probe("NoMemory", step=2)}) == 1
+@pytest.mark.parametrize(("key", "value", "pairs"), [("micro_batch_size", 8, 8), ("micro_batch_tokens", 2000, None)])
+def test_out_of_memory_says_which_micro_batch_and_what_to_set(
+    laboratory, tmp_path: Path, capsys, key: str, value: int, pairs: int | None
+) -> None:
+    options = {**SHORT, "data.micro_batch_size": 8, f"data.{key}": value}
+    assert laboratory("fit", tmp_path / "run", {**options, **probe("NoMemory", step=2)}) == 1
     line = only_line(capsys)
     said = re.search(
         r"step 3, rank 0: out of memory in a micro-batch of (\d+) pairs, (\d+) conversations of up to", line
     )
     assert said, line
-    assert (int(said[1]), int(said[2])) == (8, 16)
-    assert "data.micro_batch_size (now 8)" in line
+    assert int(said[2]) == 2 * int(said[1])
+    assert int(said[1]) == (pairs or int(said[1]))
+    assert f"data.{key} (now {value})" in line
     assert "model.gradient_checkpointing" in line
     assert checkpoint(tmp_path / "run")["global_step"] == 2
 

@@ -8,6 +8,7 @@ import torch
 
 from aplot_lightning import RewardModel
 from aplot_lightning.data.batching import pack_row, pad_rows
+from aplot_lightning.model.lora import LoRA
 from aplot_lightning.training.flops import seen_pairs, training_flops
 from aplot_lightning.types import Batch, Pairs
 
@@ -46,3 +47,17 @@ def test_operations_of_a_step() -> None:
     assert model.packs
     tokens = batch.computed_tokens
     assert training_flops(model.backbone, [batch]) == 6 * sum(of_layer[:-1]) * tokens + attention * seen_pairs(batch)
+
+
+def test_frozen_weights_take_no_gradients_of_their_own() -> None:
+    model = RewardModel.from_backbone("world-decoder")
+    config = model.backbone.config
+    weights = sum(p.numel() for layer in model.backbone.model.layers for p in layer.parameters() if p.ndim > 1)
+    padded = Batch(*pad_rows([np.arange(5), np.arange(3)], 0), NOTHING)
+    attention = config.num_hidden_layers * config.hidden_size * 30
+    model.add_lora(LoRA(rank=2))
+    adapters = sum(p.numel() for name, p in model.named_parameters() if "lora_" in name)
+    assert training_flops(model.backbone, [padded]) == 4 * weights * 10 + 6 * adapters * 10 + 12 * attention
+    model = RewardModel.from_backbone("world-decoder")
+    model.freeze_backbone()
+    assert training_flops(model.backbone, [padded]) == 2 * weights * 10 + 4 * attention

@@ -69,10 +69,18 @@ class Backbone(nn.Module):
 
         Without the last layer, where packed rows go through it with their scored tokens alone.
         """
+        return sum(parameter.numel() for parameter in self._matrices())
+
+    @property
+    def trained_matrix_weights(self) -> int:
+        """Those of `matrix_weights` that get gradients."""
+        return sum(parameter.numel() for parameter in self._matrices() if parameter.requires_grad)
+
+    def _matrices(self) -> list[nn.Parameter]:
         skipped = {id(p) for m in self.model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
         if self._packing is not None and self._packing.last_layer is not None:
             skipped |= {id(p) for p in self.model.get_submodule(self._packing.last_layer).parameters()}
-        return sum(p.numel() for p in self.model.parameters() if p.ndim > 1 and id(p) not in skipped)
+        return [p for p in self.model.parameters() if p.ndim > 1 and id(p) not in skipped]
 
     @property
     def packing(self) -> Packing:
