@@ -74,16 +74,14 @@ def _out_of_memory(trainer: L.Trainer) -> str:
     module: Any = trainer.lightning_module
     batch: Batch | None = getattr(module, "current_batch", None)
     data: Any = getattr(trainer, "datamodule", None)
-    keys = ("micro_batch_tokens", "micro_batch_size")  # the first that is set decides
-    key = next((key for key in keys if getattr(data, key, None)), keys[1])
-    size = getattr(data, key, None)
+    sizes = {key: getattr(data, key, None) for key in ("micro_batch_tokens", "micro_batch_size")}
+    settings = " or ".join(f"data.{key} (now {size})" for key, size in sizes.items() if size)
     training = getattr(module, "training", True)  # the trainer has forgotten its stage by now
     where = f"step {trainer.global_step + training}, rank {trainer.global_rank}: out of memory"
     if batch is not None:
         where += f" {'in' if training else 'when evaluating'} a micro-batch of {describe_batch(batch)}"
-    now = f" (now {size})" if size else ""
     return (
-        f"{where}; lower data.{key}{now}, which leaves the gradients as they are, set "
+        f"{where}; lower {settings or 'data.micro_batch_size'}, which leaves the gradients as they are, set "
         "model.gradient_checkpointing to true, or lower data.max_length"
     )
 

@@ -20,10 +20,10 @@ def training_flops(backbone: Backbone, batches: Sequence[Batch]) -> float:
     """Operations of one forward and one backward pass over some micro-batches, by the tokens that are really computed.
 
     Six for each token and weight of a matrix (PaLM, 2204.02311, appendix B) and twelve for each layer, pair of tokens
-    that see one another, and channel; a third of it is the forward pass. A frozen weight beside adapters has no gradient
-    of its own, which leaves four, and a wholly frozen backbone has no backward pass. What is computed twice (the second
-    pass of an exact objective, gradient checkpointing) counts once, and padding counts as computed. Mixtures of experts
-    are counted as if all were used.
+    that see one another, and channel; a third of it is the forward pass. A frozen weight beside adapters has no
+    gradient of its own, which leaves four, and a wholly frozen backbone has no backward pass. What is computed
+    twice (the second pass of an exact objective, gradient checkpointing) counts once, and padding counts as computed.
+    Mixtures of experts are counted as if all were used.
 
     Args:
         backbone: of a dense encoder or decoder.

@@ -100,7 +100,7 @@ class RewardModelingModule(EvaluatedModule):
                 "forbids: set one of them to false"
             )
         if freeze_backbone and lora is not None:
-            raise UserError("model.lora trains beside a backbone that model.freeze_backbone leaves alone: set one of them")
+            raise UserError("model.lora trains beside a backbone that model.freeze_backbone leaves alone: set one")
         super().__init__(
             RewardModel.from_backbone(
                 init_from or backbone,
