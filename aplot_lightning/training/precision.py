@@ -12,6 +12,7 @@ from torch import nn
 
 from aplot_lightning.errors import UserError
 from aplot_lightning.model.lora import widen_adapters
+from aplot_lightning.training.blocks import is_sharded
 
 
 class BFloat16Backbone(Precision):
@@ -24,6 +25,8 @@ class BFloat16Backbone(Precision):
 
     def convert_module(self, module: nn.Module) -> nn.Module:
         reward_model: Any = module.reward_model
+        if is_sharded(reward_model):  # converted before that
+            return module
         reward_model.backbone.to(torch.bfloat16)
         widen_adapters(reward_model.backbone)
         reward_model.dtype = "bfloat16"

@@ -98,6 +98,7 @@ def test_sharded_adapters_stay_float32(laboratory: Any, tmp_path: Path, precisio
     state = checkpoint(tmp_path / "run")["state_dict"]
     base = torch.bfloat16 if precision == "bf16-true" else torch.float32
     found = {("lora_" in name or ".head." in name, tensor.dtype) for name, tensor in state.items()}
+    import subprocess as sp; print(sp.run([sys.executable, "/tmp/dbg.py", str(tmp_path / "run/checkpoints/last.ckpt")], capture_output=True, text=True).stdout)
     assert found == {(True, torch.float32), (False, base)}
     ups = [tensor for name, tensor in state.items() if "lora_B" in name]
     assert all(tensor.abs().max() > 0 for tensor in ups)
