@@ -7,8 +7,8 @@ Without files, the pairs of the embedded preference world, and a decoder of 2 la
 Every line is `fit` in a process of its own on the same drawn pairs: 3 epochs, 32 pairs an optimizer batch, without
 held-out sets. The clock of the loop runs from the start of training to the end of the last step, all that Lightning
 and logging take included; reading, embedding and saving are not in it. Its CPU time is that of all threads, and says
-more than the clock where a machine is shared. The start is from the process's first import
-to the start of training: cold with an empty cache, embedding included, and warm with what the cold process left.
+more than the clock where a machine is shared. The start is from that of the process to that of training: cold with an
+empty cache, embedding included, and warm with what the cold process left.
 """
 
 from __future__ import annotations
@@ -27,10 +27,9 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-BEGIN = time.perf_counter()
+from lightning.pytorch.callbacks import Callback
 
-from lightning.pytorch.callbacks import Callback  # noqa: E402  # after the clock has started
-
+BEGIN = "FROZEN_HEAD_BEGIN"  # when the process was started, for who measures it
 PREFIX = "measured: "
 EPOCHS, BATCH = 3, 32
 HEADS = {"linear": "Linear", "MLP": "MLP"}
@@ -40,8 +39,7 @@ OBJECTIVES = {"BT": "bt", "APLOT": "aplot"}
 class LoopTimer(Callback):
     """Prints the seconds before and of the training loop, its steps, and what the backbone embedded before."""
 
-    def __init__(self, begin: float = BEGIN) -> None:
-        self.begin = begin
+    def __init__(self) -> None:
         self.embedded, self.embedding = 0, 0.0
 
     def setup(self, trainer: Any, module: Any, stage: str) -> None:
@@ -57,6 +55,7 @@ class LoopTimer(Callback):
         module.reward_model.backbone.forward = timed
 
     def on_train_start(self, trainer: Any, module: Any) -> None:
+        self.before = time.time() - float(os.environ[BEGIN])
         self.start, self.steps, self.pairs = time.perf_counter(), 0, 0
         self.cpu_start = time.process_time()
 
@@ -68,7 +67,7 @@ class LoopTimer(Callback):
 
     def on_train_end(self, trainer: Any, module: Any) -> None:
         names = ("embedded", "embedding", "seconds", "cpu", "steps", "pairs")
-        values = {**{name: getattr(self, name) for name in names}, "start": self.start - self.begin}
+        values = {**{name: getattr(self, name) for name in names}, "start": self.before}
         print(PREFIX + json.dumps(values), flush=True)
 
 
@@ -136,6 +135,7 @@ def measure(options: argparse.Namespace, head: str, objective: str) -> dict[str,
         "PYTHONPATH": os.pathsep.join([str(here.parent), str(here.parents[1])]),
         "OMP_NUM_THREADS": str(options.threads),
         "HF_HUB_OFFLINE": "1",
+        BEGIN: str(time.time()),
         "PYTHONWARNINGS": "ignore",
     }
     done = subprocess.run(command, cwd=here.parents[1], env=environment, capture_output=True, text=True, check=False)
