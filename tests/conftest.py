@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import warnings
@@ -64,11 +65,14 @@ class Laboratory:
             patch.setattr(sys, "argv", ["aplot", *self.words(command, run_dir, options)])
             return main()
 
-    def start(self, command: str, run_dir: Path, options: dict[str, Any] | None = None) -> subprocess.Popen:
-        """Starts the command as a user does, in a process of its own."""
+    def start(
+        self, command: str, run_dir: Path, options: dict[str, Any] | None = None, *, torchrun: bool = False
+    ) -> subprocess.Popen:
+        """Starts the command as a user does, in a process of its own, or by torchrun in two."""
+        launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"] if torchrun else []
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
         return subprocess.Popen(
-            [sys.executable, "-m", "aplot_lightning", *self.words(command, run_dir, options)],
+            [sys.executable, "-m", *launcher, "aplot_lightning", *self.words(command, run_dir, options)],
             env={key: value for key, value in environment.items() if key != "APLOT_RUN_DIR"},
             cwd=self.folder,
             stdout=subprocess.PIPE,
@@ -76,6 +80,17 @@ class Laboratory:
             text=True,
             start_new_session=True,
         )
+
+    def launch(self, run_dir: Path, options: dict[str, Any]) -> str:
+        """A fit by torchrun that must end well; what its two ranks said."""
+        process = self.start("fit", run_dir, options, torchrun=True)
+        try:
+            _, said = process.communicate(timeout=300)
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+        assert process.returncode == 0, said[-3000:]
+        return said
 
 
 @pytest.fixture(autouse=True, scope="session")

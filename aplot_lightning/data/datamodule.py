@@ -26,7 +26,7 @@ from aplot_lightning.data.preparation.facts import hash_share
 from aplot_lightning.data.preview import previews
 from aplot_lightning.data.report import DataReport, SourceLedger
 from aplot_lightning.data.sources import Source, open_source, open_sources
-from aplot_lightning.data.streaming import Head, StreamedBatches
+from aplot_lightning.data.streaming import StreamedBatches, take_stream
 from aplot_lightning.errors import UserError
 
 EMBEDDED_PAIRS = 1024  # in a batch of an evaluation set whose embeddings are known
@@ -155,7 +155,7 @@ class PreferenceDataModule(L.LightningDataModule):
         self._ask_module()
         encoder = ConversationEncoder(self.tokenizer, self.max_length, self.truncation)
         opened, cache = self._open(), Cache(self.cache_dir)
-        self._take_stream(opened)
+        self.stream = take_stream(opened)
         ledgers = {key: [self.report.ledger(_place(key), source.name) for source in opened[key]] for key in opened}
         corpora = {  # the largest comes last, so that mistakes in the others are said soon
             key: Corpus.prepared(key, opened[key], encoder, cache, self.preparation_workers)
@@ -185,22 +185,12 @@ class PreferenceDataModule(L.LightningDataModule):
             self._start_stream(self.stream, encoder, tested)
         self.report.previews = previews(self.tokenizer, self.training_pairs)
 
-    def _take_stream(self, opened: dict[str, list[Source]]) -> None:
-        """A streamed training source gives its first block to be prepared, in its own place."""
-        for key, sources in opened.items():
-            if any(source.streaming for source in sources) and (key != "data.train" or len(sources) > 1):
-                alone = "is the only one of data.train" if key == "data.train" else "belongs to data.train"
-                raise UserError(f"{key}: a source with streaming: true {alone}; leave streaming out here")
-        if opened["data.train"][0].streaming:
-            if self.sources_in_every_batch:
-                raise UserError(
-                    "data.sources_in_every_batch: the sources of a stream are not known beforehand; leave it false, or "
-                    "set streaming to false"
-                )
-            self.stream = opened["data.train"][0]
-            opened["data.train"] = [Head(self.stream)]
-
     def _start_stream(self, source: Source, encoder: ConversationEncoder, tested: Sequence[Corpus]) -> None:
+        if self.sources_in_every_batch:
+            raise UserError(
+                "data.sources_in_every_batch: the sources of a stream are not known beforehand; leave it false, or set "
+                "streaming to false"
+            )
         held_out = self.validation_share + (0.0 if self.id is not None else self.id_share)
         self.report.stream = SourceLedger(source.name)
         self._streamed = partial(

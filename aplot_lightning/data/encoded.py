@@ -159,8 +159,7 @@ class EncodedComparisons:
 
     def response_starts(self, comparison: int) -> np.ndarray:
         """Where the response of each conversation of one comparison begins, (r,) int32."""
-        first, last = (self.first_segment[place] - place for place in (comparison, comparison + 1))
-        return self.starts[first:last]
+        return self.starts[self.first_response[comparison] : self.first_response[comparison + 1]]
 
 
 def shared_beginning(rows: Sequence[np.ndarray]) -> int:

@@ -11,7 +11,8 @@ report, and the sets that are held out of the training prompts, are those of its
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Set
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from torch.utils.data import IterableDataset
@@ -47,12 +48,33 @@ class Head(Source):
         return iter(self.source.stream().take(BLOCK))
 
 
+def take_stream(opened: dict[str, list[Source]]) -> Source | None:
+    """The streamed source among those of a data module, if any; its first block stays in its place.
+
+    Args:
+        opened: the sources of every config key.
+
+    Raises:
+        UserError: a source of another key than data.train is streamed, or one beside others.
+    """
+    for key, sources in opened.items():
+        if any(source.streaming for source in sources) and (key != "data.train" or len(sources) > 1):
+            alone = "is the only one of data.train" if key == "data.train" else "belongs to data.train"
+            raise UserError(f"{key}: a source with streaming: true {alone}; leave streaming out here")
+    (source, *_) = opened["data.train"]
+    if not source.streaming:
+        return None
+    opened["data.train"] = [Head(source)]
+    return source
+
+
+@dataclass(eq=False)
 class StreamedBatches(IterableDataset):
     """This rank's share of one optimizer batch after another, each a list of micro-batches, without an end.
 
     Every rank reads and encodes all rows and takes its share of each batch, so that ranks agree without talking.
 
-    Args:
+    Attributes:
         source: the rows.
         encoder: makes tokens of them.
         ledger: the account of the rows of the first pass, as far as they have been read.
@@ -67,35 +89,22 @@ class StreamedBatches(IterableDataset):
         world: number of ranks.
     """
 
-    name = "train"
+    name: ClassVar[str] = "train"
 
-    def __init__(
-        self,
-        source: Source,
-        encoder: ConversationEncoder,
-        ledger: SourceLedger,
-        layout: Layout,
-        *,
-        batch_size: int,
-        seed: int,
-        held_out: Callable[[Comparison], bool],
-        leaks: Set[bytes],
-        step: Callable[[], int],
-        on_bad_row: Literal["skip", "error"] = "skip",
-        rank: int = 0,
-        world: int = 1,
-    ) -> None:
-        self.source = source
-        self.encoder = encoder
-        self.ledger = ledger
-        self.layout = layout
-        self.batch_size = batch_size
-        self.seed = seed
-        self.held_out = held_out
-        self.leaks = leaks
-        self.step = step
-        self.on_bad_row = on_bad_row
-        self.rank, self.world = rank, world
+    source: Source
+    encoder: ConversationEncoder
+    ledger: SourceLedger
+    layout: Layout
+    batch_size: int
+    seed: int
+    held_out: Callable[[Comparison], bool]
+    leaks: Set[bytes]
+    step: Callable[[], int]
+    on_bad_row: Literal["skip", "error"] = "skip"
+    rank: int = 0
+    world: int = 1
+
+    def __post_init__(self) -> None:
         # of the batches that come after so many steps: the latest two that were given out
         self._places: dict[int, dict[str, Any]] = {0: {"pass": 0, "block": 0, "batch": 0, "rows": None}}
 

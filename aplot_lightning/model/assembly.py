@@ -22,6 +22,7 @@ from aplot_lightning.model.configuration import (
 )
 from aplot_lightning.model.heads import Head, build_head, make_head
 from aplot_lightning.model.locate import ModelPlace
+from aplot_lightning.model.lora import merged
 from aplot_lightning.model.tokenizer import load_tokenizer, one_line, unpack_tokenizer
 
 if TYPE_CHECKING:
@@ -78,12 +79,56 @@ def read_parts(
     else:
         with seeded(head_seed):
             backbone, shape = load_backbone(place, config, pooling, weights, key, keep_lm_head=keep_lm_head)
-    deviation = fresh_deviation(config)
+    deviation = _fresh_deviation(config)
     made = make_head(head, shape.in_features, shape.bias, shape.weights, deviation=deviation, seed=head_seed)
     return Parts(backbone, made, tokenizer, dtype, shape.weights is None)
 
 
-def described_parts(
+def restored_parts(
+    description: Mapping[str, Any],
+    state: Mapping[str, Tensor] | None,
+    *,
+    dtype: str | None,
+    attention: str | None,
+    dropout: float | None,
+    head: Head | None,
+    head_seed: int | None,
+    keep_lm_head: bool | None,
+    name: str,
+) -> tuple[Mapping[str, Any], Parts, Mapping[str, Tensor] | None]:
+    """The parts of the model that `RewardModel.describe` described; arguments as in `RewardModel.from_description`.
+
+    Returns:
+        The description and the weights as those of a model without adapters, where there are weights, and the parts
+        that these weights are for; without them the head's are fresh.
+
+    Raises:
+        UserError: the description is not whole, or does not fit the weights.
+    """
+    if state is not None:
+        description, state = merged(description, state, name)
+    described = bool(description.get("keep_lm_head", False))
+    kept = described if keep_lm_head is None else keep_lm_head and described
+    parts = _described_parts(
+        description,
+        dtype=dtype,
+        attention=attention,
+        dropout=dropout,
+        keep_lm_head=kept,
+        empty=state is not None,
+        name=name,
+    )
+    deviation = _fresh_deviation(parts.backbone.config)
+    if state is None:
+        parts.head.reset(deviation, None if head_seed is None else torch.Generator().manual_seed(head_seed))
+    elif described and not kept:
+        state = {key: value for key, value in state.items() if not key.startswith("backbone.lm_head.")}
+    if head is not None:
+        parts.head, state = _with_head(head, parts.head, state, deviation, head_seed)
+    return description, parts, state
+
+
+def _described_parts(
     description: Mapping[str, Any],
     *,
     dtype: str | None,
@@ -120,7 +165,7 @@ def described_parts(
     return Parts(backbone, head, tokenizer, dtype)
 
 
-def with_head(
+def _with_head(
     head: Head, own: Head, state: Mapping[str, Tensor] | None, deviation: float, seed: int | None
 ) -> tuple[Head, Mapping[str, Tensor] | None]:
     """A model's `own` head where it is of the shape of `head`, else a fresh `head` and the state with its weights."""
@@ -134,7 +179,7 @@ def with_head(
     return fresh, {**kept, **{f"head.{name}": value for name, value in fresh.state_dict().items()}}
 
 
-def fresh_deviation(config: PreTrainedConfig) -> float:
+def _fresh_deviation(config: PreTrainedConfig) -> float:
     """The standard deviation that an architecture draws fresh weights with."""
     return float(getattr(config.get_text_config(), "initializer_range", 0.02))
 

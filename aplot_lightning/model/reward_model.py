@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from aplot_lightning.data.comparisons import Message, RowError, conversation_of
 from aplot_lightning.data.encoding import ConversationEncoder
 from aplot_lightning.errors import UserError
-from aplot_lightning.model.assembly import Parts, described_parts, fresh_deviation, read_parts, seeded, with_head
+from aplot_lightning.model.assembly import Parts, read_parts, restored_parts, seeded
 from aplot_lightning.model.backbone import Pooling
 from aplot_lightning.model.checkpoint import FORMAT, read_checkpoint
 from aplot_lightning.model.configuration import config_to_dict
 from aplot_lightning.model.heads import Head
 from aplot_lightning.model.locate import locate_model
-from aplot_lightning.model.lora import LoRA, add_adapters, merged, read_shape
+from aplot_lightning.model.lora import LoRA, add_adapters, read_shape
 from aplot_lightning.model.scoring import evaluating, packed_batches, padded_batches
 from aplot_lightning.model.tokenizer import check_vocabulary, natural_length, one_line, pack_tokenizer
 from aplot_lightning.model.tree import PackedRow
@@ -197,26 +197,17 @@ class RewardModel(nn.Module):
         Raises:
             UserError: the description or the weights are not whole.
         """
-        if state is not None:
-            description, state = merged(description, state, name)
-        described = bool(description.get("keep_lm_head", False))
-        kept = described if keep_lm_head is None else keep_lm_head and described
-        parts = described_parts(
+        description, parts, state = restored_parts(
             description,
+            state,
             dtype=dtype,
             attention=attention,
             dropout=dropout,
-            keep_lm_head=kept,
-            empty=state is not None,
+            head=head,
+            head_seed=head_seed,
+            keep_lm_head=keep_lm_head,
             name=name,
         )
-        deviation = fresh_deviation(parts.backbone.config)
-        if state is None:
-            parts.head.reset(deviation, None if head_seed is None else torch.Generator().manual_seed(head_seed))
-        elif described and not kept:
-            state = {key: value for key, value in state.items() if not key.startswith("backbone.lm_head.")}
-        if head is not None:
-            parts.head, state = with_head(head, parts.head, state, deviation, head_seed)
         model = cls(parts, description.get("max_length") if max_length is None else max_length, name)
         model.truncation = description.get("truncation", "left")
         if state is not None:

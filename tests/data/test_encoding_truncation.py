@@ -207,8 +207,9 @@ def test_left_keeps_answers_that_fit_beside_an_emptied_prompt(name: str, turns: 
         assert encoding.cut_responses == ()
         assert [last_text(name, row) for row in encoding.rows] == [f"{answer}x", f"{answer}y"]
     (encoding,) = encode(name, room - 1, "left", pair)
-    # white space may merge with the template's own, and then takes less room than nothing
-    assert encoding.refusal is not None or encoding.cut_responses or any(text.isspace() for text in turns)
+    # white space at the last message's end may merge with the template's own, and then takes less room than nothing
+    if not turns[-1][-1:].isspace():
+        assert encoding.refusal is not None or encoding.cut_responses
 
 
 def test_left_drops_whole_messages_first_and_as_few_as_help() -> None:

@@ -12,20 +12,11 @@ from typing import Any
 
 import pytest
 import torch
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from aplot_lightning.training.lock import lock_run, unlock_runs
+from tests.runs import checkpoint, curve, probe
 
-PROBES = "tests.training.probes"
 SHORT = {"trainer.max_steps": 6, "data.ood": {}, "checkpoint_every_n_steps": 1, "checkpoint_keep": 9}
-
-
-def probe(name: str, **options: Any) -> dict[str, Any]:
-    return {"trainer.callbacks": [{"class_path": f"{PROBES}.{name}", "init_args": options}]}
-
-
-def checkpoint(run_dir: Path, name: str = "last") -> dict[str, Any]:
-    return torch.load(run_dir / "checkpoints" / f"{name}.ckpt", weights_only=True)
 
 
 def after(run_dir: Path, step: int) -> dict[str, Any]:
@@ -39,11 +30,6 @@ def only_line(capsys: pytest.CaptureFixture[str]) -> str:
     (line,) = (line for line in printed.err.splitlines() if line.startswith("aplot: "))
     assert "Traceback" not in printed.err + printed.out
     return line
-
-
-def curve(run_dir: Path, tag: str) -> dict[int, float]:
-    events = EventAccumulator(str(run_dir), size_guidance={"scalars": 0}).Reload()
-    return {point.step: point.value for point in events.Scalars(tag)}
 
 
 # Not finite

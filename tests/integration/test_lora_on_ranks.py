@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +10,7 @@ import pytest
 import torch
 
 from aplot_lightning import RewardModel
+from tests.runs import checkpoint
 
 ROOT = Path(__file__).parents[2]
 FSDP = {"class_path": "lightning.pytorch.strategies.ModelParallelStrategy"}
@@ -35,24 +33,7 @@ WHOLE = {
 
 
 def launch(laboratory: Any, run_dir: Path, name: str, options: dict[str, Any]) -> None:
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    words = laboratory.words("fit", run_dir, {**WHOLE, **RANKS[name], **options})
-    environment = {key: value for key, value in os.environ.items() if key != "APLOT_RUN_DIR"}
-    done = subprocess.run(
-        [*launcher, "-m", "aplot_lightning", *words],
-        env={**environment, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        cwd=laboratory.folder,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "Warning" not in done.stderr
-
-
-def checkpoint(run_dir: Path, name: str = "last") -> dict[str, Any]:
-    return torch.load(run_dir / "checkpoints" / f"{name}.ckpt", weights_only=True)
+    assert "Warning" not in laboratory.launch(run_dir, {**WHOLE, **RANKS[name], **options})
 
 
 @pytest.fixture(scope="module")
@@ -91,10 +72,13 @@ def test_a_run_goes_on_under_two_ranks(laboratory: Any, one: Path, tmp_path: Pat
     torch.testing.assert_close(found["state_dict"], checkpoint(one)["state_dict"], rtol=0, atol=1e-5)
 
 
-def test_sharded_adapters_stay_float32(laboratory: Any, tmp_path: Path) -> None:
-    options = {"trainer.precision": "bf16-mixed", "trainer.max_steps": 2, "model.lora.dora": True}
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
+def test_sharded_adapters_stay_float32(laboratory: Any, tmp_path: Path, precision: str) -> None:
+    options = {"trainer.precision": precision, "trainer.max_steps": 2, "model.lora.dora": True}
     launch(laboratory, tmp_path / "run", "fsdp", options)
     state = checkpoint(tmp_path / "run")["state_dict"]
-    assert {tensor.dtype for tensor in state.values()} == {torch.float32}
+    base = torch.bfloat16 if precision == "bf16-true" else torch.float32
+    found = {("lora_" in name or ".head." in name, tensor.dtype) for name, tensor in state.items()}
+    assert found == {(True, torch.float32), (False, base)}
     ups = [tensor for name, tensor in state.items() if "lora_B" in name]
     assert all(tensor.abs().max() > 0 for tensor in ups)

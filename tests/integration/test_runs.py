@@ -11,25 +11,9 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import torch
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from aplot_lightning import RewardModel
-
-PROBES = "tests.training.probes"
-
-
-def probe(name: str, **options: Any) -> dict[str, Any]:
-    """The option that puts a callback of tests/training/probes.py into a run."""
-    return {"trainer.callbacks": [{"class_path": f"{PROBES}.{name}", "init_args": options}]}
-
-
-def checkpoint(run_dir: Path, name: str = "last") -> dict[str, Any]:
-    return torch.load(run_dir / "checkpoints" / f"{name}.ckpt", weights_only=True)
-
-
-def curve(run_dir: Path, tag: str) -> dict[int, float]:
-    events = EventAccumulator(str(run_dir), size_guidance={"scalars": 0}).Reload()
-    return {point.step: point.value for point in events.Scalars(tag)}
+from tests.runs import checkpoint, curve, probe
 
 
 def figures(run_dir: Path) -> dict[str, Any]:

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 import torch
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from aplot_lightning import RewardModel
 from aplot_lightning.cli import main
 from aplot_lightning.data.world import PreferenceWorld
+from tests.runs import checkpoint, curve
 
 ROOT = Path(__file__).parents[2]
 FSDP = {"class_path": "lightning.pytorch.strategies.ModelParallelStrategy"}
@@ -40,15 +38,6 @@ WHOLE = {
 }
 
 
-def checkpoint(run_dir: Path, name: str = "last") -> dict[str, Any]:
-    return torch.load(run_dir / "checkpoints" / f"{name}.ckpt", weights_only=True)
-
-
-def losses(run_dir: Path) -> dict[int, float]:
-    events = EventAccumulator(str(run_dir), size_guidance={"scalars": 0}).Reload()
-    return {point.step: point.value for point in events.Scalars("train/loss")}
-
-
 def end(process: subprocess.Popen) -> None:
     _, said = process.communicate(timeout=300)
     assert process.returncode == 0, said
@@ -56,19 +45,7 @@ def end(process: subprocess.Popen) -> None:
 
 def launch(laboratory: Any, run_dir: Path, name: str, options: dict[str, Any]) -> subprocess.Popen:
     """Two ranks: DDP by Lightning's own launcher, FSDP2 by torchrun."""
-    options = {**WHOLE, **RANKS[name], **options}
-    if name == "ddp":
-        return laboratory.start("fit", run_dir, options)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    environment = {key: value for key, value in os.environ.items() if key != "APLOT_RUN_DIR"}
-    return subprocess.Popen(
-        [*launcher, "-m", "aplot_lightning", *laboratory.words("fit", run_dir, options)],
-        env={**environment, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        cwd=laboratory.folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    return laboratory.start("fit", run_dir, {**WHOLE, **RANKS[name], **options}, torchrun=name != "ddp")
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +62,7 @@ def runs(laboratory: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
 
 @pytest.mark.parametrize("name", ["ddp", "fsdp"])
 def test_two_ranks_are_the_same_run_as_one_process(name: str, runs: dict[str, Path]) -> None:
-    expected, found = losses(runs["one"]), losses(runs[name])
+    expected, found = curve(runs["one"], "train/loss"), curve(runs[name], "train/loss")
     assert len(expected) == 18
     assert found == pytest.approx(expected, abs=1e-5)
     for file in ("last", "best"):
@@ -125,9 +102,9 @@ def test_a_run_goes_on_under_another_number_of_ranks(
         assert laboratory("fit", run_dir, {**WHOLE, **options}) == 0
     else:
         end(launch(laboratory, run_dir, second, options))
-    found = losses(run_dir)
+    found = curve(run_dir, "train/loss")
     assert sorted(found) == list(range(8, 18))  # it really starts after the checkpoint's step
-    expected = losses(runs["one"])
+    expected = curve(runs["one"], "train/loss")
     assert found == pytest.approx({step: expected[step] for step in found}, abs=1e-5)
     end_of_both = checkpoint(run_dir), checkpoint(runs["one"])
     assert end_of_both[0]["global_step"] == 18

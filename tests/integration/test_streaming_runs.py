@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.integration.test_runs import checkpoint, curve, probe
+from tests.runs import checkpoint, curve, probe
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -17,35 +16,19 @@ from torch import Tensor
 from aplot_lightning import PreferenceDataModule, RewardModel, RewardModelingModule
 from aplot_lightning.model.heads import MLP
 from aplot_lightning.objectives import Objective, TransportMargin
+from tests.runs import PLAIN, checkpoint, plain_trainer, probe
 from tests.shipped import CONF, NAMES, shipped
 
-PROBES = "tests.training.probes"
 HEAD = {"class_path": "aplot_lightning.model.heads.MLP", "init_args": {"hidden_size": 24}}
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
-    pytest.mark.filterwarnings("ignore:.*LeafSpec.* is deprecated:FutureWarning"),
+    *PLAIN,
     pytest.mark.filterwarnings("ignore:Found .* in eval mode"),
 ]
 
 
-def checkpoint(run_dir: Path, name: str = "last") -> dict[str, Any]:
-    return torch.load(run_dir / "checkpoints" / f"{name}.ckpt", weights_only=True)
-
-
 def fit(module: RewardModelingModule, data: PreferenceDataModule, folder: Path, steps: int = 4) -> dict[str, Tensor]:
-    trainer = L.Trainer(
-        accelerator="cpu",
-        devices=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        limit_val_batches=0,
-        default_root_dir=folder,
-        max_steps=steps,
-    )
+    trainer = plain_trainer(folder, max_steps=steps)
     trainer.fit(module, datamodule=data)
     return {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
 
@@ -223,8 +206,7 @@ def test_evaluating_a_checkpoint_uses_its_own_weights(runs, laboratory, tmp_path
 def test_a_stopped_run_goes_on_to_the_bit(runs, laboratory, tmp_path) -> None:
     options, _, cached, _ = runs
     run_dir = tmp_path / "run"
-    probe = {"class_path": f"{PROBES}.Interrupt", "init_args": {"step": 7, "how": "SIGTERM"}}
-    assert laboratory("fit", run_dir, {**options, "trainer.callbacks": [probe]}) == 143
+    assert laboratory("fit", run_dir, {**options, **probe("Interrupt", step=7, how="SIGTERM")}) == 143
     assert checkpoint(run_dir)["global_step"] == 8
     assert laboratory("fit", run_dir, {**options, "ckpt_path": "last"}) == 0
     for name in ("last", "best"):

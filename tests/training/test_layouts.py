@@ -14,11 +14,9 @@ from aplot_lightning import PreferenceDataModule, RewardModelingModule
 from aplot_lightning.errors import UserError
 from aplot_lightning.objectives import Objective, TransportMargin
 from aplot_lightning.types import Batch
+from tests.runs import PLAIN, plain_trainer
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
-    pytest.mark.filterwarnings("ignore:.*LeafSpec.* is deprecated:FutureWarning"),
-]
+pytestmark = PLAIN
 
 
 class Watch(L.Callback):
@@ -40,20 +38,7 @@ def fit(laboratory, folder: Path, model: dict[str, Any] | None = None, **options
     )
     data = PreferenceDataModule(str(laboratory.folder / "train.jsonl"), max_length=64, **options)
     watch = Watch()
-    trainer = L.Trainer(
-        accelerator="cpu",
-        devices=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        limit_val_batches=0,
-        gradient_clip_val=0.1,
-        max_steps=4,
-        callbacks=[watch],
-        default_root_dir=folder,
-    )
+    trainer = plain_trainer(folder, gradient_clip_val=0.1, max_steps=4, callbacks=[watch])
     trainer.fit(module, datamodule=data)
     return watch, {name: tensor.detach() for name, tensor in module.state_dict().items()}
 

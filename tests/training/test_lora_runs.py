@@ -11,14 +11,11 @@ import torch
 
 from aplot_lightning import RewardModel, RewardModelingModule
 from aplot_lightning.model.lora import LoRA
+from tests.runs import checkpoint
 
 ITEMS = [{"prompt": "How many in all?", "response": str(number)} for number in range(4)]
 LORA = {"model.lora.rank": 4, "model.lora.dropout": 0.2}
 SHORT = {**LORA, "trainer.max_steps": 3, "data.ood": {}, "trainer.limit_val_batches": 0}
-
-
-def checkpoint(run_dir: Path, name: str = "last") -> dict[str, Any]:
-    return torch.load(run_dir / "checkpoints" / f"{name}.ckpt", weights_only=True)
 
 
 def complaint(capsys: pytest.CaptureFixture[str]) -> str:

@@ -13,13 +13,11 @@ from torch import Tensor
 
 from aplot_lightning import PreferenceDataModule, RewardModelingModule
 from aplot_lightning.objectives import Objective, TransportMargin
+from tests.runs import PLAIN, plain_trainer
 
 OBJECTIVES = {"bt": Objective, "aplot": lambda: Objective(margin=TransportMargin())}
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
-    pytest.mark.filterwarnings("ignore:.*LeafSpec.* is deprecated:FutureWarning"),
-]
+pytestmark = PLAIN
 
 
 class Watch(L.Callback):
@@ -47,18 +45,7 @@ def data(laboratory, **options: Any) -> PreferenceDataModule:
 
 def fit(folder: Path, module: RewardModelingModule, data: PreferenceDataModule, **options: Any) -> Watch:
     watch = Watch()
-    trainer = L.Trainer(
-        accelerator="cpu",
-        devices=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        limit_val_batches=0,
-        default_root_dir=folder,
-        **{"max_steps": 5, "callbacks": [watch], **options},
-    )
+    trainer = plain_trainer(folder, **{"max_steps": 5, "callbacks": [watch], **options})
     trainer.fit(module, datamodule=data)
     return watch
 

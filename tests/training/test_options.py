@@ -18,14 +18,10 @@ from aplot_lightning.errors import UserError
 from aplot_lightning.objectives import Objective, TransportMargin
 from aplot_lightning.training.blocks import blocks_of
 from aplot_lightning.training.optimization import build_optimizer
+from tests.runs import checkpoint, plain_trainer
 
 SHORT = {"trainer.max_steps": 4, "data.ood": {}, "checkpoint_every_n_steps": 1, "checkpoint_keep": 9}
-PROBES = "tests.training.probes"
 AVERAGE = "lightning.pytorch.callbacks.EMAWeightAveraging"
-
-
-def checkpoint(run_dir: Path, name: str = "last") -> dict[str, Any]:
-    return torch.load(run_dir / "checkpoints" / f"{name}.ckpt", weights_only=True)
 
 
 def complaint(capsys: pytest.CaptureFixture[str]) -> str:
@@ -69,12 +65,6 @@ class Watch(L.Callback):
         )
 
 
-def trainer(folder: Path, **options: Any) -> L.Trainer:
-    quiet = dict.fromkeys(["logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"], False)
-    fixed = {"accelerator": "cpu", "devices": 1, "use_distributed_sampler": False, "limit_val_batches": 0}
-    return L.Trainer(**{**quiet, **fixed, "max_steps": 2, "default_root_dir": folder, **options})
-
-
 def module(laboratory, **options: Any) -> RewardModelingModule:
     torch.manual_seed(1)
     objective = Objective(margin=TransportMargin())
@@ -92,11 +82,11 @@ def test_a_gradient_scaler_scales_every_micro_batch_and_clipping_sees_it_unscale
     for size in (32, 8):
         watch = Watch()
         scaled = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu"))
-        fitted = trainer(tmp_path, plugins=[scaled], callbacks=[watch], gradient_clip_val=0.5)
+        fitted = plain_trainer(tmp_path, max_steps=2, plugins=[scaled], callbacks=[watch], gradient_clip_val=0.5)
         fitted.fit(module(laboratory), datamodule=data(laboratory, size))
         seen.append(watch.gradients[0])
     exact = Watch()
-    fitted = trainer(tmp_path, callbacks=[exact], gradient_clip_val=0.5)
+    fitted = plain_trainer(tmp_path, max_steps=2, callbacks=[exact], gradient_clip_val=0.5)
     fitted.fit(module(laboratory), datamodule=data(laboratory, 32))
     for name, gradient in exact.gradients[0].items():
         for found in (seen[0][name], seen[1][name]):
@@ -109,7 +99,7 @@ def test_a_scaler_that_overflows_skips_the_step_by_itself(laboratory, tmp_path: 
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**60)
     trained = module(laboratory)
     before = copy.deepcopy(trained.state_dict())
-    fitted = trainer(tmp_path, plugins=[MixedPrecision("16-mixed", "cpu", scaler)])
+    fitted = plain_trainer(tmp_path, max_steps=2, plugins=[MixedPrecision("16-mixed", "cpu", scaler)])
     fitted.fit(trained, datamodule=data(laboratory, 32))
     assert scaler.get_scale() == 2.0**58
     assert trained.not_finite.state_dict() == {"skipped": 2, "in_a_row": 0}
@@ -223,7 +213,7 @@ def test_averaged_weights_select_are_kept_and_go_on_to_the_bit(laboratory, tmp_p
     best = checkpoint(undisturbed, "best")
     model = RewardModel.from_pretrained(str(undisturbed))
     torch.testing.assert_close(model.head.weight.detach(), best["state_dict"][key], rtol=0, atol=0)
-    crash = {"class_path": f"{PROBES}.Interrupt", "init_args": {"step": 5}}
+    crash = {"class_path": "tests.training.probes.Interrupt", "init_args": {"step": 5}}
     with pytest.raises(MemoryError):
         laboratory("fit", tmp_path / "run", {**options, "trainer.callbacks": [average, crash]})
     assert laboratory("fit", tmp_path / "run", {**options, "trainer.callbacks": [average], "ckpt_path": "last"}) == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -78,7 +79,32 @@ class TextWriter:
         self._writer.close()
 
 
-class StoredComparisons(Sequence[Comparison]):
+class Kept(Sequence[Comparison], ABC):
+    """Comparisons that are read when they are asked for."""
+
+    @abstractmethod
+    def at(self, place: int) -> Comparison:
+        """The comparison at a place from 0 on."""
+
+    @abstractmethod
+    def labels(self, name: str, places: np.ndarray) -> list[str]:
+        """One of `LABELS` of the comparisons at `places`, read without the texts."""
+
+    @overload
+    def __getitem__(self, place: int) -> Comparison: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> list[Comparison]: ...
+
+    def __getitem__(self, place: int | slice) -> Comparison | list[Comparison]:
+        if isinstance(place, slice):
+            return [self.at(each) for each in range(*place.indices(len(self)))]
+        if not 0 <= place < len(self):
+            raise IndexError(place)
+        return self.at(int(place))
+
+
+class StoredComparisons(Kept):
     """The comparisons that a `TextWriter` left in a folder."""
 
     def __init__(self, folder: Path) -> None:
@@ -107,23 +133,12 @@ class StoredComparisons(Sequence[Comparison]):
         for place in range(self.batches):
             yield from self.batch(place)
 
-    @overload
-    def __getitem__(self, place: int) -> Comparison: ...
-
-    @overload
-    def __getitem__(self, place: slice) -> list[Comparison]: ...
-
-    def __getitem__(self, place: int | slice) -> Comparison | list[Comparison]:
-        if isinstance(place, slice):
-            return [self[each] for each in range(*place.indices(len(self)))]
-        if not 0 <= place < len(self):
-            raise IndexError(place)
+    def at(self, place: int) -> Comparison:
         batch = int(np.searchsorted(self.first, place, side="right")) - 1
         row = self._reader.get_batch(batch).slice(place - int(self.first[batch]), 1)
         return _comparison(row.to_pylist()[0])
 
     def labels(self, name: str, places: np.ndarray) -> list[str]:
-        """One of `LABELS` of the comparisons at `places`, read without the texts."""
         found = np.empty(len(places), dtype=object)
         order = np.argsort(places, kind="stable")
         cuts = np.searchsorted(places[order], self.first)
@@ -136,7 +151,7 @@ class StoredComparisons(Sequence[Comparison]):
         return found.tolist()
 
 
-class Selection(Sequence[Comparison]):
+class Selection(Kept):
     """Some comparisons of several `StoredComparisons`.
 
     Args:
@@ -153,19 +168,10 @@ class Selection(Sequence[Comparison]):
     def __len__(self) -> int:
         return len(self.places)
 
-    @overload
-    def __getitem__(self, place: int) -> Comparison: ...
-
-    @overload
-    def __getitem__(self, place: slice) -> list[Comparison]: ...
-
-    def __getitem__(self, place: int | slice) -> Comparison | list[Comparison]:
-        if isinstance(place, slice):
-            return [self[each] for each in range(*place.indices(len(self)))]
+    def at(self, place: int) -> Comparison:
         return self.stores[self.origins[place]][int(self.places[place])]
 
     def labels(self, name: str, places: np.ndarray) -> list[str]:
-        """One of `LABELS` of the comparisons at `places`."""
         found = np.empty(len(places), dtype=object)
         for origin, store in enumerate(self.stores):
             own = np.flatnonzero(self.origins[places] == origin)
@@ -176,7 +182,7 @@ class Selection(Sequence[Comparison]):
 
 def labels(comparisons: Sequence[Comparison], name: str, places: np.ndarray) -> list[str]:
     """One of `LABELS` of the comparisons at `places` (int64), of stored comparisons or of a list."""
-    if isinstance(comparisons, StoredComparisons | Selection):
+    if isinstance(comparisons, Kept):
         return comparisons.labels(name, places)
     return [getattr(comparisons[place], name) for place in places]
 

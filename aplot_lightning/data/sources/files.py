@@ -19,11 +19,11 @@ GZIP = b"\x1f\x8b"
 HEAD = 64 * 1024  # bytes that tell what a file is
 
 
-class JsonLines(Source):
-    """A file with one JSON object a line, compressed with gzip or not, whatever its name ends in.
+class File(Source):
+    """A file with a row for each comparison.
 
     Args:
-        path: the file; UTF-8, with or without a byte order mark, empty lines ignored.
+        path: the file.
     """
 
     def __init__(self, path: str) -> None:
@@ -36,6 +36,14 @@ class JsonLines(Source):
     def fingerprint(self) -> str:
         """Hex digest of the name and the file's bytes."""
         return fingerprint_of(type(self).__qualname__, self.name, content_digest(self.path))
+
+
+class JsonLines(File):
+    """A file with one JSON object a line, compressed with gzip or not, whatever its name ends in.
+
+    Args:
+        path: the file; UTF-8, with or without a byte order mark, empty lines ignored.
+    """
 
     def rows(self) -> Iterator[Row]:
         head = head_of(self.path)

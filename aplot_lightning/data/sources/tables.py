@@ -6,11 +6,10 @@ import json
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aplot_lightning.data.sources.files import content_digest, expanded, head_of
-from aplot_lightning.data.sources.source import Row, Source, fingerprint_of, one_line
+from aplot_lightning.data.sources.files import File, head_of
+from aplot_lightning.data.sources.source import Row, one_line
 from aplot_lightning.errors import UserError
 
 if TYPE_CHECKING:
@@ -21,25 +20,10 @@ ARROW_FILE, ARROW_STREAM = b"ARROW1", b"\xff\xff\xff\xff"
 ROWS = 1024  # rows turned into Python objects at once
 
 
-class Table(Source):
-    """A file that holds a table with a row for each comparison.
-
-    Args:
-        path: the file.
-    """
+class Table(File):
+    """A file that holds a table with a row for each comparison."""
 
     kind: str
-
-    def __init__(self, path: str) -> None:
-        self.path: Path = expanded(path)
-        self.name = self.path.name
-
-    def __str__(self) -> str:
-        return str(self.path)
-
-    def fingerprint(self) -> str:
-        """Hex digest of the name and the file's bytes."""
-        return fingerprint_of(type(self).__qualname__, self.name, content_digest(self.path))
 
     def rows(self) -> Iterator[Row]:
         import pyarrow as pa
