@@ -22,11 +22,17 @@ TRAINING = {
     "predict": "rewards of every evaluation pair, through Lightning",
 }
 COMMANDS = {
+    "aggregate": "the answer that scored samples vote for, with weights",
     "average": "one model whose weights are the mean of several runs' weights",
+    "compare": "objectives x seeds on the same data, with paired statistics",
+    "evaluate": "a public benchmark by its own rule",
     "export": "a plain Transformers folder that other programs load, with a model card",
     "inspect": "read the data as fit would and print the data report",
+    "rank": "best-of-n: the candidates of each prompt, best first",
     "report": "write a run's report, or show several runs side by side",
     "score": "a reward for every response of a file",
+    "select": "preference pairs for DPO out of scored candidates",
+    "tune": "an Optuna study whose trials are runs of fit",
 }
 USER_MISTAKE, FAILURE, TERMINATED = 2, 1, 143
 

@@ -23,8 +23,10 @@ FLOORS = {
     "objectives": {"types", "transport", "errors"},
     "evaluation": GROUND,
     "model": {"types", "errors", "data"},
+    "uses": {*GROUND, "data", "evaluation", "model"},
     "training": {*GROUND, "data", "objectives", "evaluation", "model", "cli", "commands"},
-    "commands": {*GROUND, "data", "objectives", "evaluation", "model", "training"},
+    "tuning": {*GROUND, "data", "evaluation", "model", "objectives", "training", "cli"},
+    "commands": {*GROUND, "data", "objectives", "evaluation", "model", "training", "tuning", "uses"},
 }
 
 
