@@ -69,7 +69,7 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 def test_the_folders_hold_what_is_promised() -> None:
     assert {"quickstart.yaml", "hh_rlhf.yaml"} <= set(EXPERIMENTS)
     assert {"bt", "aplot", "aplot_instance", "margin", "label_smoothing"} <= set(OBJECTIVES)
-    assert "model/lora.yaml" in FILES
+    assert {"model/lora.yaml", "model/qlora.yaml"} <= set(FILES)
     assert set(TRAINERS) == {"cpu", "gpu", "ddp", "fsdp", "slurm"}
 
 

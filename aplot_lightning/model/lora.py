@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from aplot_lightning.errors import UserError
 from aplot_lightning.model.backbone.blocks import blocks_of
+from aplot_lightning.model.quantization import Quantization, dequantized, is_quantized, quantize, scale_names
 from aplot_lightning.model.tokenizer import one_line
 
 # how PEFT names things in an adapted layer
@@ -35,6 +36,8 @@ class LoRA:
             for all of them.
         rslora: scale is alpha / sqrt(rank) (2312.03732), so that high ranks learn as fast as low ones.
         dora: learns the length of each row of the weights beside the adapters (2402.09353).
+        quantization: keeps the frozen weights beside the adapters in four bits (QLoRA), for models that do not fit
+            otherwise; null for their own precision.
 
     Raises:
         UserError: a number out of its range, or an empty list of targets.
@@ -46,6 +49,7 @@ class LoRA:
     targets: list[str] | None = None
     rslora: bool = False
     dora: bool = False
+    quantization: Quantization | None = None
 
     def __post_init__(self) -> None:
         if self.rank < 1:
@@ -89,6 +93,9 @@ def add_adapters(model: Any, lora: LoRA) -> dict[str, Any]:
     transposed = {_is_transposed(layer) for layer in layers.values()}
     if len(transposed) > 1:
         raise UserError("model.lora.targets: some of these layers keep their weights transposed; name one kind of them")
+    if lora.quantization is not None:
+        quantize(model, layers, lora.quantization)
+        model.is_loaded_in_4bit = True  # PEFT asks for this
     base = {id(parameter) for parameter in model.base_model.parameters()}
     path = [parameter for parameter in model.parameters() if id(parameter) not in base]
     config = LoraConfig(
@@ -144,7 +151,8 @@ def read_shape(shape: Mapping[str, Any]) -> tuple[LoRA, bool]:
     """What `add_adapters` returned, and whether the adapted weights are kept transposed. Raises TypeError, KeyError."""
     options = dict(shape)
     transposed = bool(options.pop("transposed"))
-    return LoRA(**options), transposed
+    quantization = options.pop("quantization", None)
+    return LoRA(**options, quantization=quantization and Quantization(**quantization)), transposed
 
 
 def check_shape(own: Mapping[str, Any] | None, saved: Mapping[str, Any] | None) -> None:
@@ -200,7 +208,10 @@ def _choose(layers: Mapping[str, nn.Module], targets: list[str] | None) -> dict[
 
 def _merge(state: Mapping[str, Tensor], lora: LoRA, transposed: bool) -> dict[str, Tensor]:
     plain = {}
+    scales = scale_names(state)
     for name, tensor in state.items():
+        if name in scales:
+            continue
         layer, adapted, kind = name.rpartition(BASE)
         if adapted:
             whole = kind == "weight"
@@ -212,7 +223,8 @@ def _merge(state: Mapping[str, Tensor], lora: LoRA, transposed: bool) -> dict[st
 
 def _merged_weight(state: Mapping[str, Tensor], layer: str, lora: LoRA, transposed: bool) -> Tensor:
     """W + scale B A of one layer, its rows made as long as DoRA has learned."""
-    base = state[f"{layer}{BASE}weight"]
+    name = f"{layer}{BASE}weight"
+    base = dequantized(state, name) if is_quantized(state, name) else state[name]
     wide = torch.promote_types(base.dtype, torch.float32)
     down, up = state[layer + DOWN].to(wide), state[layer + UP].to(wide)
     weight = (base.T if transposed else base).to(wide) + lora.scale * (up @ down)

@@ -46,7 +46,15 @@ def shard(reward_model: RewardModel, mesh: DeviceMesh, precision: str) -> None:
         mesh: one-dimensional, the ranks that share the weights.
         precision: of the trainer. Under ``bf16-mixed`` blocks are gathered as bf16 and their gradients reduced as
             float32; autocast decides about the inputs, as without sharding.
+
+    Raises:
+        UserError: weights are in four bits, which FSDP2 cannot gather as they are.
     """
+    if not all(parameter.is_floating_point() for parameter in reward_model.parameters()):
+        raise UserError(
+            "trainer.strategy: weights in four bits (model.lora.quantization) are not sharded; use ddp, or leave "
+            "quantization out"
+        )
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
     policy = MixedPrecisionPolicy(cast_forward_inputs=False)

@@ -69,6 +69,11 @@ def check_averaging(trainer: L.Trainer, module: Any) -> None:
             raise UserError(
                 f"trainer.callbacks: {name} copies the whole model, which FSDP2 shards; leave it out or use ddp"
             )
+        if not all(parameter.is_floating_point() for parameter in module.parameters()):
+            raise UserError(
+                f"trainer.callbacks: {name} would average weights in four bits (model.lora.quantization); leave one of "
+                "them out"
+            )
         if _grows(module.objective):
             raise UserError(
                 f"trainer.callbacks: {name} averages buffers of a fixed size, and the objective holds a queue that "

@@ -10,12 +10,15 @@ import pytest
 import torch
 
 from aplot_lightning import RewardModel, RewardModelingModule
+from aplot_lightning.cli import main
 from aplot_lightning.model.lora import LoRA
 from tests.runs import checkpoint
 
 ITEMS = [{"prompt": "How many in all?", "response": str(number)} for number in range(4)]
 LORA = {"model.lora.rank": 4, "model.lora.dropout": 0.2}
 SHORT = {**LORA, "trainer.max_steps": 3, "data.ood": {}, "trainer.limit_val_batches": 0}
+
+FOUR = {"model.backbone": "world-decoder", "model.lora.quantization.compute_dtype": "float32"}
 
 
 def complaint(capsys: pytest.CaptureFixture[str]) -> str:
@@ -131,3 +134,46 @@ def test_adapters_stay_float32_on_a_bfloat16_backbone(laboratory: Any, tmp_path:
     found = {("lora_" in name or ".head." in name, tensor.dtype) for name, tensor in state.items()}
     assert found == {(True, torch.float32), (False, torch.bfloat16)}
     assert RewardModel.from_pretrained(str(tmp_path / "run")).score(ITEMS)[0] != 0
+
+
+def test_a_run_in_four_bits_goes_on_to_the_bit_and_is_exported(laboratory: Any, tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
+    options = {
+        **LORA,
+        **FOUR,
+        "trainer.val_check_interval": 2,
+        "data.ood": {},
+        "objective": "aplot",
+        "trainer.max_steps": 6,
+        "checkpoint_every_n_steps": 1,
+    }
+    assert laboratory("fit", tmp_path / "whole", options) == 0
+    crash = [{"class_path": "tests.training.probes.Interrupt", "init_args": {"step": 5}}]
+    with pytest.raises(MemoryError):
+        laboratory("fit", tmp_path / "run", {**options, "trainer.callbacks": crash})
+    assert laboratory("fit", tmp_path / "run", {**options, "ckpt_path": "last"}) == 0
+    whole, resumed = checkpoint(tmp_path / "whole"), checkpoint(tmp_path / "run")
+    for name in ("state_dict", "optimizer_states"):
+        torch.testing.assert_close(resumed[name], whole[name], rtol=0, atol=0)
+    assert sum(
+        tensor.dtype == torch.uint8 and "base_layer.weight" in name for name, tensor in whole["state_dict"].items()
+    )
+    assert main(["export", "--model", str(tmp_path / "run"), "--output", str(tmp_path / "plain")]) == 0
+    rewards = [RewardModel.from_pretrained(str(tmp_path / name)).score(ITEMS) for name in ("run", "plain")]
+    assert rewards[0] == pytest.approx(rewards[1], abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"trainer.strategy": {"class_path": "lightning.pytorch.strategies.ModelParallelStrategy"}}, "are not sharded"),
+        ({"trainer.callbacks": [{"class_path": "lightning.pytorch.callbacks.EMAWeightAveraging"}]}, "in four bits"),
+    ],
+    ids=["sharded", "averaged"],
+)
+def test_four_bits_are_refused_where_they_cannot_be(
+    laboratory: Any, tmp_path: Path, capsys: Any, options: Any, said: str
+) -> None:
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
+    assert laboratory("fit", tmp_path / "run", {**SHORT, **FOUR, **options}) == 2
+    assert said in complaint(capsys)
