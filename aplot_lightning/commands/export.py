@@ -17,6 +17,8 @@ from typing import Any
 
 from aplot_lightning.errors import RunError, UserError
 from aplot_lightning.model.locate import HUB_NAME, ModelPlace, locate_model
+from aplot_lightning.uses.job import first_rows, measure
+from aplot_lightning.uses.normalisation import card_section, with_normalisation
 
 DTYPES = ("float32", "bfloat16", "float16")
 PACKAGES = ("aplot-lightning", "transformers", "tokenizers", "torch")
@@ -30,6 +32,7 @@ def main(
     overwrite: bool = False,
     push_to_hub: str | None = None,
     private: bool = False,
+    normalise: str | None = None,
 ) -> None:
     """Writes a model as a plain Transformers folder for sequence classification, with tokenizer and model card.
 
@@ -44,6 +47,8 @@ def main(
         overwrite: Replace an exported folder that exists.
         push_to_hub: A hub name (OWNER/NAME or NAME) to upload the folder to; it is kept here too.
         private: Make the repository on the hub a private one.
+        normalise: A file of rows as `score` reads them; the mean and scale of their rewards go into config.json and the
+            model card, for `score --normalise true`.
     """
     target = Path(output)
     place = _check(model, target, dtype, max_length, overwrite)
@@ -52,12 +57,18 @@ def main(
     elif private:
         raise UserError("--private true needs a repository: name one by --push_to_hub")
 
+    if normalise is not None:
+        first_rows(normalise, "--normalise")  # a file that cannot be read is found before torch is loaded
     from aplot_lightning.model.export import export_model
 
     with _appearing(target) as part:
         loaded = _load(model, dtype, max_length)
+        measured = None if normalise is None else measure(loaded, normalise)
         facts = export_model(loaded, part)
+        config = part / "config.json"
+        config.write_text(with_normalisation(config.read_text(encoding="utf-8"), measured), encoding="utf-8")
         card = _card(push_to_hub or target.name, facts, _run_of(place), model)
+        card += "" if measured is None else card_section(measured)
         (part / "README.md").write_text(card, encoding="utf-8")
     for note in facts.notes:
         print(f"warning: {note}", file=sys.stderr)

@@ -25,6 +25,7 @@ from aplot_lightning.data.preparation import Cache, Corpus
 from aplot_lightning.data.preparation.facts import hash_share
 from aplot_lightning.data.preview import previews
 from aplot_lightning.data.report import DataReport, SourceLedger
+from aplot_lightning.data.robustness import Robustness, part_of_embeddings, swapped
 from aplot_lightning.data.sources import Source, open_source, open_sources
 from aplot_lightning.data.streaming import StreamedBatches, take_stream
 from aplot_lightning.errors import UserError
@@ -57,6 +58,9 @@ class PreferenceDataModule(L.LightningDataModule):
             answer its end only where it alone is too long; or the row is refused (drop).
         validation_share: share of the training prompts held out to select checkpoints and configs.
         id_share: share of the training prompts held out for reporting, where `id` is not given.
+        label_noise: share of the training pairs whose sides are swapped, for studies; the evaluation sets stay clean.
+        train_fraction: share of the training comparisons that are trained on, after the held-out ones are taken out; a
+            smaller part lies within a larger one. Which they are, and which are swapped, follows from `seed`.
         on_bad_row: skip and count rows that cannot be used, or stop at the first (error).
         sources_in_every_batch: draw every optimizer batch from all sources (the rows' `source`), in about their
             proportions, as objectives that weigh sources against each other need it.
@@ -82,6 +86,8 @@ class PreferenceDataModule(L.LightningDataModule):
         truncation: Literal["left", "right", "drop"] = "left",
         validation_share: float = 0.05,
         id_share: float = 0.05,
+        label_noise: float = 0.0,
+        train_fraction: float = 1.0,
         on_bad_row: Literal["skip", "error"] = "skip",
         sources_in_every_batch: bool = False,
         watch_test_sets: bool = True,
@@ -107,6 +113,7 @@ class PreferenceDataModule(L.LightningDataModule):
         self.sources_in_every_batch = sources_in_every_batch
         self.watch_test_sets = watch_test_sets
         self.seed = int(seed)
+        self.robustness = Robustness(float(label_noise), float(train_fraction), self.seed)
         self.num_workers = int(num_workers)
         self.cache_dir = cache_dir
         self.preparation_workers = None if preparation_workers is None else int(preparation_workers)
@@ -118,6 +125,7 @@ class PreferenceDataModule(L.LightningDataModule):
         self.fingerprints: dict[str, dict[str, str]] = {}
         self.evaluation_sets: dict[str, EvaluationSet] = {}
         self.training_pairs: EncodedComparisons | None = None
+        self._whole: EncodedComparisons | None = None  # of which the training pairs are a part
         self.stream: Source | None = None  # read while it is trained on; training_pairs are then its first ones
         self._batches: StreamedBatches | None = None
         self._place: dict[str, Any] | None = None
@@ -180,16 +188,33 @@ class PreferenceDataModule(L.LightningDataModule):
             reasons = SourceLedger.total(ledgers["data.train"]).reasons()
             raise UserError(f"data.train: no pair of {train.name} is left to train on: {reasons}")
         if self.stream is None:
+            self._weaken(train, parts["train"])
             self.plan = self._plan(self.training_pairs, train)
         else:
             self._start_stream(self.stream, encoder, tested)
         self.report.previews = previews(self.tokenizer, self.training_pairs)
+
+    def _weaken(self, train: Corpus, places: np.ndarray) -> None:
+        """Trains on a part of the comparisons at `places`, or with labels swapped, where that is asked for."""
+        if not self.robustness:
+            return
+        assert self.training_pairs is not None
+        keys = train.digests(places)
+        kept = self.robustness.kept(keys)
+        part = train.encoded(places[kept])
+        swaps = self.robustness.swaps(part, keys[kept])
+        self.report.robustness = self.robustness.account(self.training_pairs, part, swaps)
+        self._whole, self.training_pairs = self.training_pairs, swapped(part, swaps)
 
     def _start_stream(self, source: Source, encoder: ConversationEncoder, tested: Sequence[Corpus]) -> None:
         if self.sources_in_every_batch:
             raise UserError(
                 "data.sources_in_every_batch: the sources of a stream are not known beforehand; leave it false, or set "
                 "streaming to false"
+            )
+        if self.robustness:
+            raise UserError(
+                "data.label_noise and data.train_fraction take no stream: leave them out, or set streaming to false"
             )
         held_out = self.validation_share + (0.0 if self.id is not None else self.id_share)
         self.report.stream = SourceLedger(source.name)
@@ -295,7 +320,9 @@ class PreferenceDataModule(L.LightningDataModule):
         if self.stream is not None:
             return self._stream_loader(trainer)
         # a head alone is cheap: the whole optimizer batch is one micro-batch
-        layout = self._embedded(self.training_pairs, None)
+        layout = self._embedded(self.training_pairs if self._whole is None else self._whole, None)
+        if self._whole is not None and self._whole.embeddings is not None:
+            self.training_pairs.embeddings = part_of_embeddings(self._whole, self.training_pairs)
         dataset = OptimizerBatches(self.training_pairs, self.plan, layout, trainer.global_rank, trainer.world_size)
         return loader(dataset, StepSampler(dataset, trainer), self.num_workers, self.seed)
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from aplot_lightning.data.comparisons import KINDS
 from aplot_lightning.data.report_pages import markdown_page, summary_lines, terminal_table
+from aplot_lightning.data.robustness import account_text
 
 if TYPE_CHECKING:
     from aplot_lightning.data.preview import Preview
@@ -138,11 +139,13 @@ class DataReport:
 
     Attributes:
         previews: a few training pairs as the model reads them (`preview.previews`); empty until they are set.
+        robustness: what was done to the training pairs on purpose (`Robustness.account`); None where nothing was.
         stream: what was read of a streamed training source so far, whose first block has the place ``("train",)``.
     """
 
     def __init__(self) -> None:
         self.previews: list[Preview] = []
+        self.robustness: dict[str, Any] | None = None
         self.stream: SourceLedger | None = None
         self._ledgers: dict[tuple[str, ...], list[SourceLedger]] = {}
 
@@ -182,17 +185,19 @@ class DataReport:
             },
             "previews": [asdict(preview) for preview in self.previews],
         }
+        if self.robustness is not None:
+            content["robustness"] = self.robustness
         if self.stream is not None:
             content["stream"] = {"read": self.stream.read, "refused": dict(self.stream.refused)}
         return content
 
     def to_text(self) -> str:
         """For the terminal: a line for each account, what was refused and where first, and what the model reads."""
-        return terminal_table(self._accounts(), self.previews)
+        return terminal_table(self._accounts(), self.previews, self._done())
 
     def to_markdown(self) -> str:
         """The content of ``data_report.md``: the same, with the first ten rows of each kind that was refused."""
-        return markdown_page(self._accounts(), self.previews)
+        return markdown_page(self._accounts(), self.previews, self._done())
 
     def write(self, folder: Path) -> None:
         """Writes data_report.json and data_report.md into a folder that exists. Raises OSError where it cannot."""
@@ -203,7 +208,11 @@ class DataReport:
 
     def summary(self) -> list[str]:
         """One line a set, for the log of a run."""
-        return summary_lines(self._accounts())
+        return [*summary_lines(self._accounts()), *(f"data {line}" for line in self._done())]
+
+    def _done(self) -> list[str]:
+        """What was done to the training pairs on purpose, in a sentence."""
+        return [] if self.robustness is None else [account_text(self.robustness)]
 
     def _accounts(self) -> list[tuple[str, SourceLedger]]:
         """Every account under the name of its place, and where there are several training sources their sum."""

@@ -20,8 +20,11 @@ HOW_TO_READ = (
 Accounts = Sequence[tuple[str, "SourceLedger"]]  # the set's name in the table, and an account of it
 
 
-def terminal_table(accounts: Accounts, previews: Sequence[Preview]) -> str:
-    """A line for each account, under it what was refused and where first, and at the end what the model reads."""
+def terminal_table(accounts: Accounts, previews: Sequence[Preview], done: Sequence[str] = ()) -> str:
+    """A line for each account, under it what was refused and where first, and at the end what the model reads.
+
+    `done` are sentences on what was done to the training pairs on purpose.
+    """
     rows = [COLUMNS, *(_cells(place, ledger) for place, ledger in accounts)]
     notes = [[], *([] if ledger.summed else _notes(ledger) for _, ledger in accounts)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(COLUMNS))]
@@ -30,19 +33,20 @@ def terminal_table(accounts: Accounts, previews: Sequence[Preview]) -> str:
         texts = [cell.ljust(width) for cell, width in zip(row[:2], widths[:2], strict=True)]
         numbers = [cell.rjust(width) for cell, width in zip(row[2:], widths[2:], strict=True)]
         lines += ["  ".join([*texts, *numbers]), *(f"  {note}" for note in found)]
+    lines += done
     for number, preview in enumerate(previews, start=1):
         lines += ["", f"{_heading(number, preview)}:", *_preview_lines(preview)]
     return harmless("\n".join(lines))
 
 
-def markdown_page(accounts: Accounts, previews: Sequence[Preview]) -> str:
+def markdown_page(accounts: Accounts, previews: Sequence[Preview], done: Sequence[str] = ()) -> str:
     """The whole report: the table, every refused kind with its first ten rows, cuts, near leaks, and the previews.
 
     What comes from the data stands in indented code blocks, so that no text in it is read as Markdown.
     """
     align = ["---", "---", *["---:"] * (len(COLUMNS) - 2)]
     table = [COLUMNS, align, *([_cell(text) for text in _cells(place, ledger)] for place, ledger in accounts)]
-    parts = ["# Data report", "\n".join(f"| {' | '.join(row)} |" for row in table), HOW_TO_READ]
+    parts = ["# Data report", "\n".join(f"| {' | '.join(row)} |" for row in table), HOW_TO_READ, *done]
     single = [(place, ledger) for place, ledger in accounts if not ledger.summed]
     refusing = [(place, ledger) for place, ledger in single if any(ledger.refused.values())]
     parts.append("## Refused rows" if refusing else "No row was refused.")

@@ -17,9 +17,10 @@ from aplot_lightning.errors import UserError
 
 FORMAT = 1  # of the description; a reader refuses a newer one
 PREFIX = "reward_model."
+LEFT_OUT = "backbone_left_out"  # marks a checkpoint without its frozen backbone
 
 
-def read_checkpoint(path: str, key: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def read_checkpoint(path: str, key: str, *, whole: bool = True) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The description and the weights of the reward model in a checkpoint file.
 
     The file is mapped, so optimizer states are not read into memory.
@@ -27,10 +28,11 @@ def read_checkpoint(path: str, key: str) -> tuple[dict[str, Any], dict[str, Tens
     Args:
         path: the file.
         key: what the user set, for messages.
+        whole: False takes a checkpoint without its frozen backbone too.
 
     Raises:
-        UserError: the file is damaged, is no checkpoint of ours, holds objects that could run code, or is of a newer
-            format.
+        UserError: the file is damaged, is no checkpoint of ours, holds objects that could run code, is of a newer
+            format, or lacks its backbone.
     """
     content = _load(path, key)
     description = content.get("reward_model") if isinstance(content, dict) else None
@@ -41,6 +43,11 @@ def read_checkpoint(path: str, key: str) -> tuple[dict[str, Any], dict[str, Tens
         raise UserError(
             f"{key}: {path} is of format {description.get('format')!r}, this version reads {FORMAT}: "
             "use the version of aplot_lightning that wrote it"
+        )
+    if whole and LEFT_OUT in content:
+        raise UserError(
+            f"{key}: {path} was written without its frozen backbone (checkpoint_backbone: false) and is no model "
+            "alone: repeat the run with --checkpoint_backbone true"
         )
     return description, {name.removeprefix(PREFIX): value for name, value in state.items() if name.startswith(PREFIX)}
 

@@ -155,8 +155,8 @@ def can_select(monitor: str, sets: Collection[str]) -> bool:
     return False
 
 
-def find_checkpoint(name: str, run_dir: Path) -> Path:
-    """The file that `--ckpt_path last`, `best` or a path names.
+def find_checkpoint(name: str, run_dir: Path, *, whole: bool = True) -> Path:
+    """The file that `--ckpt_path last`, `best` or a path names; with its backbone, unless `whole` is False.
 
     Raises UserError where it is not there, is damaged, or holds objects that could run code; where another checkpoint
     of the run is whole, it is named.
@@ -164,28 +164,28 @@ def find_checkpoint(name: str, run_dir: Path) -> Path:
     path = run_dir / FOLDER / f"{name}.ckpt" if name in {"last", "best"} else Path(name)
     if not path.exists():
         hint = "; name the run with --run_dir" if name in {"last", "best"} else ""
-        raise UserError(f"--ckpt_path {name}: there is no checkpoint at {path}{hint}{_offer(path)}")
+        raise UserError(f"--ckpt_path {name}: there is no checkpoint at {path}{hint}{_offer(path, whole)}")
     try:
-        check_whole(path)
+        check_whole(path, whole)
     except UserError as error:
-        raise UserError(f"{error}{_offer(path)}") from error
+        raise UserError(f"{error}{_offer(path, whole)}") from error
     return path
 
 
-def check_whole(path: Path) -> None:
+def check_whole(path: Path, whole: bool = True) -> None:
     """Raises UserError unless every byte of a checkpoint is as it was written, and it holds nothing but values."""
-    read_checkpoint(str(path), "--ckpt_path")
+    read_checkpoint(str(path), "--ckpt_path", whole=whole)
     with zipfile.ZipFile(path) as archive:
         if archive.testzip() is not None:
             raise UserError(f"--ckpt_path: {path} is damaged: what it holds is not what was written")
 
 
-def _offer(path: Path) -> str:
+def _offer(path: Path, whole: bool) -> str:
     """The newest whole checkpoint beside one that cannot be used."""
     others = {other: _step_of(other) for other in path.parent.glob("*.ckpt") if other != path}
     for step, other in sorted(((step, other) for other, step in others.items() if step is not None), reverse=True):
         try:
-            check_whole(other)
+            check_whole(other, whole)
         except UserError:
             continue
         return f"; the one of step {step} is whole: --ckpt_path {other}"

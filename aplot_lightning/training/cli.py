@@ -28,12 +28,14 @@ from aplot_lightning.evaluation.report import compare_runs
 from aplot_lightning.training.atomic import replace_durably
 from aplot_lightning.training.callbacks import EndWithValidation, GracefulStop, MarginDiagnostics, Throughput
 from aplot_lightning.training.checkpoints import FOLDER, LastCheckpoint, best_checkpoint, can_select, find_checkpoint
+from aplot_lightning.training.left_out import BackboneLeftOut
 from aplot_lightning.training.lock import check_writable, lock_run, unlock_runs
 from aplot_lightning.training.module import RewardModelingModule
 from aplot_lightning.training.precision import suitable_precision
 from aplot_lightning.training.record import RunRecord
 from aplot_lightning.training.strategies import check_averaging, check_strategy, prepare_strategy
 from aplot_lightning.training.trainer import RunTrainer
+from aplot_lightning.training.trial_report import TrialReport
 
 RUN_DIR_VARIABLE = "APLOT_RUN_DIR"  # ranks that Lightning launches take the run directory of the first
 WRITTEN = (FOLDER, "predictions", "plots", "diagnostics")  # folders of a run that --overwrite true replaces
@@ -49,7 +51,18 @@ class AplotParser(LightningArgumentParser):
 
 
 class AplotCLI(LightningCLI):
-    """LightningCLI with a run directory: its arguments, its loggers and callbacks, and its end."""
+    """LightningCLI with a run directory: its arguments, its loggers and callbacks, and its end.
+
+    Args:
+        subcommand: the only one that it knows: a parser for each of the others would take its time too.
+    """
+
+    def __init__(self, *arguments: Any, subcommand: str, **options: Any) -> None:
+        self._asked = subcommand
+        super().__init__(*arguments, **options)
+
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
+        return {self._asked: LightningCLI.subcommands()[self._asked]}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--run_dir", type=str | None, default=None, help="run directory [runs/EXPERIMENT/RUN]")
@@ -66,6 +79,13 @@ class AplotCLI(LightningCLI):
             default=1,
             help="checkpoints before last.ckpt that are kept beside it, as step-*.ckpt",
         )
+        parser.add_argument(
+            "--checkpoint_backbone",
+            type=bool,
+            default=True,
+            help="false leaves a frozen backbone out of checkpoints: small and fast ones, that are no model alone",
+        )
+        parser.add_argument("--report", type=bool, default=True, help="write report.md and its plots at the end")
         parser.add_argument("--init_from", type=str | None, default=None, help="a model whose weights start the run")
         parser.add_argument(
             "--monitor",
@@ -80,7 +100,7 @@ class AplotCLI(LightningCLI):
         config = self.config[self.subcommand]
         self.run_dir = self._find_run_dir(config)
         if config.get("ckpt_path"):
-            config.ckpt_path = str(find_checkpoint(config.ckpt_path, self.run_dir))
+            config.ckpt_path = str(find_checkpoint(config.ckpt_path, self.run_dir, whole=config.checkpoint_backbone))
         if config.get("weights_only", True) is None:
             config.weights_only = True  # a checkpoint never runs code unless that is asked for
         self._check(config)
@@ -129,7 +149,7 @@ class AplotCLI(LightningCLI):
         self._read_data()
         config = self.config[self.subcommand]
         given = self._get(self.config_init, "trainer")
-        self.record = RunRecord(self.run_dir, config.as_dict(), self._config_text())
+        self.record = RunRecord(self.run_dir, config.as_dict(), self._config_text(), report=config.report)
         callbacks = [
             EndWithValidation(),  # before weight averaging ends
             *(given.get("callbacks") or []),
@@ -137,10 +157,13 @@ class AplotCLI(LightningCLI):
             MarginDiagnostics(self.run_dir),
             GracefulStop(),
             self.record,
+            *([] if config.checkpoint_backbone else [BackboneLeftOut()]),
         ]
         if self.subcommand == "fit":
             callbacks += [best_checkpoint(self.run_dir, config.monitor)] if self.selects else []
             callbacks.append(LastCheckpoint(self.run_dir, config.checkpoint_every_n_steps, int(config.checkpoint_keep)))
+            self.trial = TrialReport.from_environment(self.run_dir, config.monitor)
+            callbacks += [self.trial] if self.trial is not None else []
         logger = given.get("logger")
         if logger is None or logger is True:
             logger = TensorBoardLogger(str(self.run_dir), name="", version="", default_hp_metric=False)
@@ -199,6 +222,8 @@ class AplotCLI(LightningCLI):
             shutil.copyfile(last, part)
             replace_durably(part, best)
         self.trainer.strategy.barrier()
+        if self.trial is not None:  # its study has its value; test sets are for what the study chooses
+            return
         # the callback would put the weights before averaging into the model that is tested
         callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
         callbacks[:] = [callback for callback in callbacks if not isinstance(callback, WeightAveraging)]
@@ -216,7 +241,9 @@ class AplotCLI(LightningCLI):
 
     @rank_zero_only
     def _print_table(self) -> None:
-        print(f"\n{compare_runs([self.run_dir]).text()}\n\nreport: {self.run_dir / 'report.md'}")
+        print(f"\n{compare_runs([self.run_dir]).text()}")
+        if self.record.report:
+            print(f"\nreport: {self.run_dir / 'report.md'}")
 
 
 def launched_by_lightning() -> bool:
@@ -284,7 +311,8 @@ def run(arguments: list[str], cli: type[AplotCLI] | None = None) -> int:
             seed_everything_default=0,
             trainer_defaults=defaults,
             auto_configure_optimizers=False,
-            parser_kwargs={**parsing, **dict.fromkeys((cli or LightningCLI).subcommands(), parsing)},
+            parser_kwargs={**parsing, arguments[0]: parsing},
+            subcommand=arguments[0],
             args=None if arguments == sys.argv[1:] else arguments,
         )
     except ArgumentError as error:

@@ -20,6 +20,7 @@ from torch import Tensor
 from aplot_lightning.evaluation.metrics import ood_mean, summarise_set
 from aplot_lightning.evaluation.report import write_run_report
 from aplot_lightning.training.callbacks import Throughput
+from aplot_lightning.training.memory import peak_memory_mib
 
 PACKAGES = ("aplot-lightning", "torch", "lightning", "transformers", "pot", "torchmetrics", "datasets")
 WORST_ERRORS = 20
@@ -32,12 +33,14 @@ class RunRecord(L.Callback):
         run_dir: the run directory; made when training starts, so that a mistake in the data leaves nothing behind.
         config: the whole config, for `config.yaml` and the hyperparameters page.
         config_text: the same as YAML.
+        report: writes report.md and its plots at the end.
     """
 
-    def __init__(self, run_dir: Path, config: Mapping[str, Any], config_text: str) -> None:
+    def __init__(self, run_dir: Path, config: Mapping[str, Any], config_text: str, *, report: bool = True) -> None:
         self.run_dir = run_dir
         self.config = config
         self.config_text = config_text
+        self.report = report
         self.training: dict[str, Any] | None = None
 
     def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
@@ -57,7 +60,8 @@ class RunRecord(L.Callback):
 
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         throughput = next(c for c in trainer.callbacks if isinstance(c, Throughput))  # type: ignore[attr-defined]
-        self.training = throughput.summary()
+        memory = peak_memory_mib(trainer.strategy.root_device)
+        self.training = {**throughput.summary(), "peak_memory_mib": memory}
         report = trainer.datamodule.report  # type: ignore[attr-defined]
         if report.stream is not None and trainer.is_global_zero:
             report.write(self.run_dir)  # with what was read of the stream
@@ -91,7 +95,8 @@ class RunRecord(L.Callback):
         with (self.run_dir / "errors.jsonl").open("w", encoding="utf-8") as file:
             file.writelines(json.dumps(error, ensure_ascii=False) + "\n" for error in errors[:WORST_ERRORS])
         self._log_hyperparameters(trainer, figures)
-        write_run_report(self.run_dir)
+        if self.report:
+            write_run_report(self.run_dir)
 
     def _training_figures(self) -> dict[str, Any] | None:
         """Those of this process's training, else those that the run already has."""

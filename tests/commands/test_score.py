@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import datetime
+import errno
 import gzip
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -9,15 +12,19 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
-from aplot_lightning.commands import score
 from aplot_lightning.commands.score import main
 from aplot_lightning.errors import UserError
 from aplot_lightning.model.reward_model import RewardModel
+from aplot_lightning.uses import job
+from aplot_lightning.uses.normalisation import Normalisation, with_normalisation
+from aplot_lightning.uses.part import Part
 
 WORDS = ["the", "cat", "dog", "sat", "who", "what", "is", "yes", "no", "?", "é", "猫"]
 TEMPLATE = (
@@ -103,7 +110,7 @@ def test_text_is_written_as_it_was_read(model, tmp_path):
 
 @pytest.mark.parametrize("chunk", [1, 3, 512])
 def test_unusable_rows_keep_their_place(model, tmp_path, capsys, monkeypatch, chunk):
-    monkeypatch.setattr(score, "CHUNK", chunk)
+    monkeypatch.setattr(job, "CHUNK", chunk)
     good = iter(GOOD)
     lines = [BAD[number] if number in BAD else next(good) for number in range(1, 10)]
     main(model, str(write(tmp_path / "in.jsonl", lines)), str(tmp_path / "out.jsonl"), batch_tokens=20)
@@ -139,7 +146,7 @@ def test_rewards_do_not_depend_on_chunks_or_batches(model, tmp_path, monkeypatch
     for number, (chunk, options) in enumerate(
         [(512, {"batch_size": 40}), (7, {"batch_size": 1}), (9, {"batch_size": 4})]
     ):
-        monkeypatch.setattr(score, "CHUNK", chunk)
+        monkeypatch.setattr(job, "CHUNK", chunk)
         main(model, str(source), str(tmp_path / f"{number}.jsonl"), **options)
         rewards.append([row["reward"] for row in read(tmp_path / f"{number}.jsonl")])
     assert rewards[1] == pytest.approx(rewards[0], abs=1e-5)
@@ -197,7 +204,6 @@ def test_a_file_without_one_usable_row_is_a_mistake(model, tmp_path):
         ({"model": "/no/such/model"}, r"--model: '/no/such/model' does not exist"),
         ({"output": "no/folder/out.jsonl"}, r"--output: .* name a file"),
         ({"output": "."}, r"--output: .* name a file"),
-        ({"output": "out.parquet"}, r"--output: .* name a \.jsonl"),
         ({"batch_size": 0}, r"--batch_size is 0: it must be at least 1"),
         ({"max_length": -3}, r"--max_length is -3: it must be at least 1"),
         ({"dtype": "int7"}, r"dtype 'int7' is unknown: choose one of"),
@@ -311,3 +317,126 @@ def test_an_ensemble_is_named_on_the_command_line(model, others, tmp_path):
     assert cli.main(["score", *words, "minimum", *listed]) == 0
     assert len(read(target)) == len(GOOD)
     assert cli.main(["score", *words, "median", *listed]) == 2
+
+
+# Going on, Parquet, normalisation, calibration
+
+
+def failing_after(monkeypatch, chunks: int) -> None:
+    """The disk is full after so many chunks."""
+    append, done = Part.append, []
+
+    def full(part, *arguments):
+        if len(done) == chunks:
+            raise part._unwritten(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+        done.append(append(part, *arguments))
+
+    monkeypatch.setattr(Part, "append", full)
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_a_run_that_was_cut_short_goes_on(model, tmp_path, monkeypatch, capsys, suffix):
+    monkeypatch.setattr(job, "CHUNK", 2)
+    lines = [*GOOD, BAD[2], *GOOD[:2]]
+    source, target, other = write(tmp_path / "in.jsonl", lines), tmp_path / f"out{suffix}", tmp_path / f"whole{suffix}"
+    main(model, str(source), str(other))
+    with monkeypatch.context() as patch:
+        failing_after(patch, 2)
+        with pytest.raises(UserError, match=r"No space left on device; .* first 4 rows are kept in .*--resume true$"):
+            main(model, str(source), str(target))
+    with pytest.raises(UserError, match=r"was left by a run that did not end: go on with --resume true"):
+        main(model, str(source), str(target))
+    with pytest.raises(UserError, match=r"begun with another --batch_size"):
+        main(model, str(source), str(target), resume=True, batch_size=1)
+    write(source, [GOOD[1], *lines[1:]])
+    with pytest.raises(UserError, match=r"the first 4 rows of --input have changed since"):
+        main(model, str(source), str(target), resume=True)
+    write(source, lines)
+    scored = []
+    score_rows = RewardModel.score_rows
+    monkeypatch.setattr(
+        RewardModel, "score_rows", lambda self, rows, **more: scored.append(len(rows)) or score_rows(self, rows, **more)
+    )
+    capsys.readouterr()
+    main(model, str(source), str(target), resume=True)
+    assert sum(scored) == 5  # rows 6 and 7 alone: the fifth is none
+    assert target.read_bytes() == other.read_bytes()
+    assert capsys.readouterr().err.splitlines()[-1] == "warning: 1 of 7 rows have null rewards"
+    main(model, str(source), str(target), resume=True)
+    assert capsys.readouterr().out == f"{target} is whole: nothing is left to do\n"
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["in.jsonl", target.name, other.name])
+
+
+def test_parquet_in_and_out(model, tmp_path):
+    rows = [{"prompt": "who ?", "chosen": "yes", "rejected": "no", "day": datetime.date(2026, 11, n)} for n in (1, 2)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "in.parquet")
+    main(model, str(tmp_path / "in.parquet"), str(tmp_path / "out.parquet"))
+    main(model, str(tmp_path / "in.parquet"), str(tmp_path / "out.jsonl"))
+    found = pq.read_table(tmp_path / "out.parquet").to_pylist()
+    assert [{name: row[name] for name in rows[0]} for row in found] == rows
+    names = ["chosen_reward", "rejected_reward"]
+    assert [[row[name] for name in names] for row in found] == [
+        [row[name] for name in names] for row in read(tmp_path / "out.jsonl")
+    ]
+
+
+def test_equal_texts_have_equal_rewards(model, tmp_path):
+    source = write(tmp_path / "in.jsonl", [{"prompt": "who ?", "responses": ["yes", "the cat sat", "yes"]}] * 3)
+    main(model, str(source), str(tmp_path / "out.jsonl"))
+    first, *others = [row["rewards"] for row in read(tmp_path / "out.jsonl")]
+    assert first[0] == first[2] != first[1]
+    assert others == [first, first]
+
+
+def test_normalised_rewards(model, tmp_path):
+    folder = tmp_path / "normalised"
+    shutil.copytree(model, folder)
+    source = write(tmp_path / "in.jsonl", GOOD)
+    with pytest.raises(UserError, match=r"^--normalise: .* has no mean and scale of its rewards: export it with"):
+        main(str(folder), str(source), str(tmp_path / "out.jsonl"), normalise=True)
+    config = (folder / "config.json").read_text()
+    (folder / "config.json").write_text(with_normalisation(config, Normalisation(0.5, 2.0, 10, "x")))
+    main(str(folder), str(source), str(tmp_path / "plain.jsonl"))
+    main(str(folder), str(source), str(tmp_path / "out.jsonl"), normalise=True)
+    plain, found = ([row["rewards"] for row in read(tmp_path / f"{name}.jsonl")[1:2]] for name in ("plain", "out"))
+    np.testing.assert_allclose(found, (np.array(plain) - 0.5) / 2, rtol=1e-12)
+    (folder / "config.json").write_text(with_normalisation(config, Normalisation(0.5, 0.0, 10, "x")))
+    with pytest.raises(UserError, match=r"reward_normalisation in the config.json of .* is damaged"):
+        main(str(folder), str(source), str(tmp_path / "again.jsonl"), normalise=True)
+
+
+@pytest.mark.parametrize("method", ["temperature", "isotonic"])
+def test_probabilities_of_pairs(model, tmp_path, method):
+    pairs = [{"prompt": "who ?", "chosen": a, "rejected": b} for a in WORDS[:6] for b in WORDS[:6] if a != b]
+    known, source = write(tmp_path / "known.jsonl", [*pairs, *pairs[:7]]), write(tmp_path / "in.jsonl", [*GOOD, BAD[4]])
+    main(model, str(source), str(tmp_path / "out.jsonl"), calibrate=str(known), calibration=method)
+    rows = read(tmp_path / "out.jsonl")
+    fit = json.loads((tmp_path / "out.calibration.json").read_text())
+    assert fit["method"] == method
+    assert fit["pairs"] == len(pairs) + 7
+    assert fit["log_loss_after"] <= fit["log_loss_before"] + 1e-12
+    gap = rows[0]["chosen_reward"] - rows[0]["rejected_reward"]
+    if method == "temperature":
+        assert rows[0]["probability"] == pytest.approx(1 / (1 + np.exp(-gap / fit["temperature"])))
+    else:
+        assert rows[0]["probability"] == pytest.approx(np.interp(gap, fit["gaps"], fit["probabilities"]))
+    assert rows[3]["probability"] == pytest.approx(0.5)  # chosen and rejected are the same
+    assert rows[4]["probability"] is None
+    assert ["probability" in row for row in rows] == [True, False, False, True, True]
+
+
+def test_mistakes_of_a_calibration(model, tmp_path):
+    source = write(tmp_path / "in.jsonl", GOOD)
+    known = write(tmp_path / "known.jsonl", [GOOD[1], GOOD[2], GOOD[0]])
+    target = tmp_path / "out.jsonl"
+    for options, message in [
+        ({"calibration": "isotonic"}, r"--calibration isotonic needs pairs to fit it on"),
+        ({"calibrate": str(known)}, r"--calibrate: .*known\.jsonl holds 1 pairs that can be scored"),
+        ({"calibrate": "missing.jsonl"}, r"--calibrate: no such file"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            main(model, str(source), str(target), **options)
+    (tmp_path / "out.calibration.json").write_text("mine")
+    with pytest.raises(UserError, match=r"out\.calibration\.json exists already"):
+        main(model, str(source), str(target), calibrate=str(known))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "known.jsonl", "out.calibration.json"]

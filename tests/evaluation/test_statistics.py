@@ -8,13 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from aplot_lightning.evaluation import statistics
 from aplot_lightning.evaluation.statistics import (
     bootstrap_interval,
     bootstrap_means,
     counted,
     paired_difference,
     percentiles,
+    prompts,
     rank_correlation,
     right,
 )
@@ -104,7 +104,7 @@ def test_wider_confidence_is_a_wider_interval() -> None:
 def test_draws_are_the_same_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     correct, member = clustered(np.random.default_rng(10), 200)
     whole = bootstrap_means(correct, member)
-    monkeypatch.setattr(statistics, "CELLS_AT_ONCE", 100)
+    monkeypatch.setattr(prompts, "CELLS_AT_ONCE", 100)
     np.testing.assert_array_equal(bootstrap_means(correct, member), whole)
 
 

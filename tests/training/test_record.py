@@ -69,7 +69,8 @@ def test_metrics_have_the_promised_keys(metrics: dict) -> None:
     assert set(metrics["id"]) == set(metrics["validation"]) == SET_KEYS
     assert set(metrics["ood"]) == {"hard", "style"}
     assert all(set(entry) == {*SET_KEYS, "subsets"} for entry in metrics["ood"].values())
-    assert set(metrics["train"]) == {"steps", "pairs", "seconds", "pairs_per_second", "tokens_per_second"}
+    rates = {"pairs_per_second", "tokens_per_second"}
+    assert set(metrics["train"]) == {"steps", "pairs", "seconds", "peak_memory_mib", *rates}
     assert metrics["ood"]["hard"]["pairs"] == 41
     assert metrics["ood"]["style"]["pairs"] == 33
     mean = (metrics["ood"]["hard"]["accuracy"] + metrics["ood"]["style"]["accuracy"]) / 2

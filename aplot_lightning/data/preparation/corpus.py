@@ -221,6 +221,10 @@ class Corpus:
         """(C,) float64, the place of each first user turn in [0, 1)."""
         return self._joined("place")
 
+    def digests(self, places: np.ndarray) -> np.ndarray:
+        """(c,) uint64, a digest of all that the comparisons at `places` say."""
+        return self._joined("listed")[places, 0]
+
     def _by_part(self, places: np.ndarray) -> Iterator[np.ndarray]:
         """Ascending places, as the places within each source."""
         for own, start in zip(np.split(places, np.searchsorted(places, self.first[1:-1])), self.first, strict=False):

@@ -14,7 +14,7 @@ from aplot_lightning.data.sources.hub import HubDataset
 from aplot_lightning.data.sources.source import Source
 from aplot_lightning.errors import UserError
 
-KEYS = ("path", "name", "split", "config", "columns", "weight", "source", "streaming")
+KEYS = ("path", "name", "split", "config", "columns", "weight", "source", "streaming", "suite")
 
 
 def open_options(options: Mapping[Any, Any], key: str) -> Source:
@@ -23,7 +23,8 @@ def open_options(options: Mapping[Any, Any], key: str) -> Source:
     Args:
         options: class_path and init_args of a `Source`; or ``path`` of a file or folder or ``name`` of a hub data set,
             and any other of `KEYS`: ``split``, ``config`` (hub only), ``columns`` (our names: theirs), ``weight``
-            (data.train only), ``source`` (the label of rows that name none), ``streaming``.
+            (data.train only), ``source`` (the label of rows that name none), ``streaming``, ``suite`` (the public
+            benchmark whose own files ``path`` or ``name`` has, see `data.suites`).
         key: the config key for messages.
 
     Raises:
@@ -37,7 +38,7 @@ def open_options(options: Mapping[Any, Any], key: str) -> Source:
         raise UserError(f"{key} has no option {unknown[0]!r}: its options are {', '.join(KEYS)}")
     if ("path" in given) == ("name" in given):
         raise UserError(f"{key} needs either `path` (a file or folder) or `name` (a hub data set)")
-    for name in ("path", "name", "split", "config", "source"):
+    for name in ("path", "name", "split", "config", "source", "suite"):
         if name in given and not (isinstance(given[name], str) and given[name].strip()):
             raise UserError(f"{key}.{name} is {given[name]!r}: a text is meant")
     columns = check_columns(given["columns"], f"{key}.columns") if "columns" in given else {}
@@ -54,12 +55,26 @@ def open_options(options: Mapping[Any, Any], key: str) -> Source:
 
 
 def _open(given: Mapping[str, Any], key: str) -> Source:
+    if "suite" in given:
+        return _open_suite(given, key)
     if "name" in given:
         return HubDataset(given["name"], given.get("split", "train"), given.get("config"))
     if "config" in given:
         raise UserError(f"{key}.config belongs to a hub data set: give its `name` in place of `path`, or leave it out")
     try:
         return open_path(expanded(given["path"]), given.get("split"))
+    except UserError as error:
+        raise UserError(f"{key}: {error}") from error
+
+
+def _open_suite(given: Mapping[str, Any], key: str) -> Source:
+    from aplot_lightning.data.suites import Suite  # which reads by the sources here
+
+    if "config" in given or ("split" in given and "path" in given):
+        raise UserError(f"{key}: a suite's configurations are known: leave out `config`, and `split` beside `path`")
+    name = f"{given['name']}:{given['split']}" if "split" in given else given.get("name")
+    try:
+        return Suite(given["suite"], name or given["path"])
     except UserError as error:
         raise UserError(f"{key}: {error}") from error
 

@@ -130,36 +130,43 @@ def paired_difference(
     if differences.size == 0:
         raise ValueError("no pairs to compare")
     interval = bootstrap_interval(differences, groups, resamples=resamples, confidence=confidence, seed=seed)
-    return PairedDifference(float(differences.mean()), interval, _sign_flip_p(differences, groups, resamples, seed))
+    p_value = sign_flip_p([(differences, groups)], resamples=resamples, seed=seed)
+    return PairedDifference(float(differences.mean()), interval, p_value)
 
 
-def _sign_flip_p(differences: Floats, groups: NDArray[Any], resamples: int, seed: int | Sequence[int]) -> float:
-    sums, _ = _sums(differences, groups)
+def sign_flip_p(
+    sets: Sequence[tuple[ArrayLike, ArrayLike]], *, resamples: int = 2000, seed: int | Sequence[int] = 0
+) -> float:
+    """Two-sided p-value of the sign-flip permutation test over clusters, of the unweighted mean of the sets' means.
+
+    Null hypothesis: in any prompt the two models could change places. Each cluster's summed difference gets a random
+    sign, and p = (1 + #{|T*| >= |T|}) / (1 + resamples).
+
+    Args:
+        sets: for each set the differences (n,) and their clusters (n,); a single set is the plain test.
+        resamples: how many random assignments of signs.
+        seed: of the signs.
+
+    Raises:
+        ValueError: a set has no pair.
+    """
+    parts = []
+    for values, clusters in sets:
+        differences, groups = _columns(values, clusters)
+        if differences.size == 0:
+            raise ValueError("no pairs to compare")
+        # of a single set the sums stay whole numbers, so that equal ones are equal
+        parts.append(_sums(differences, groups)[0] / (differences.size if len(sets) > 1 else 1))
+    sums = np.concatenate(parts)
     # m clusters of size |d| with random signs add up to |d| (2 Binomial(m, 1/2) - m)
     sizes, members = np.unique(np.abs(sums[sums != 0]), return_counts=True)
     random = np.random.default_rng(seed)
     flipped = np.zeros(resamples)
     for size, count in zip(sizes, members, strict=True):
         flipped += size * (2.0 * random.binomial(count, 0.5, size=resamples) - count)
-    slack = 1e-9 * max(1.0, float(np.abs(sums).sum()))  # sums of floats in another order
+    slack = 1e-9 * float(np.abs(sums).sum())  # sums of floats in another order
     extreme = np.count_nonzero(np.abs(flipped) >= abs(sums.sum()) - slack)
     return (1 + int(extreme)) / (1 + resamples)
-
-
-def rank_correlation(a: ArrayLike, b: ArrayLike) -> float | None:
-    """Spearman's rank correlation, equal values sharing their mean rank; (n,) and (n,) -> [-1, 1].
-
-    None with fewer than two values, or where one side is constant.
-    """
-    first, second = _mean_ranks(np.asarray(a)), _mean_ranks(np.asarray(b))
-    if first.size < 2 or np.ptp(first) == 0 or np.ptp(second) == 0:
-        return None
-    return float(np.corrcoef(first, second)[0, 1])
-
-
-def _mean_ranks(values: NDArray[Any]) -> Floats:
-    _, member, counts = np.unique(values, return_inverse=True, return_counts=True)
-    return (np.cumsum(counts) - (counts - 1) / 2)[member]
 
 
 def _sums(values: Floats, groups: NDArray[Any]) -> tuple[Floats, Floats]:

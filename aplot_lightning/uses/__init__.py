@@ -1,0 +1,1 @@
+"""What a trained reward model is for: choosing, voting, filtering and steering."""

@@ -1,0 +1,159 @@
+"""Pairs per second of `aplot score`, of Transformers' pipeline, and of TRL-style padding, on the same real texts.
+
+    python benchmarks/score.py --data PAIRS.jsonl.gz RUN [--texts 2000] [--max_length 1024] [--rounds 4]
+
+The run is exported as a user would; the others read the exported folder. The texts are the two sides of the first pairs
+that fit without truncation, which every program does in its own way. The three loops take turns on equal slices of the
+texts (`--rounds`), since machines are shared: read the ratios. Beside them the whole command, imports and all, once.
+
+- aplot: tokens and rewards by the loop of the command;
+- pipeline: `transformers.pipeline("text-classification", batch_size=16)` on the rendered texts;
+- padded: tokens and rewards in batches of 16 in the order of the file, padded on the right to the longest, as TRL does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+BATCH = 16
+
+
+def pairs_that_fit(path: str, run: str, texts: int, max_length: int | None) -> list[dict]:
+    """The first rows both of whose sides need no truncation."""
+    from aplot_lightning import RewardModel
+    from aplot_lightning.data.comparisons import conversation_of
+    from aplot_lightning.data.encoding import ConversationEncoder
+    from aplot_lightning.data.sources import open_source
+
+    model = RewardModel.from_pretrained(run, max_length=max_length)
+    whole = ConversationEncoder(model.tokenizer)
+    kept: list[dict] = []
+    for _, row in open_source(path, "--data").rows():
+        sides = [conversation_of(row["prompt"], row[side]) for side in ("chosen", "rejected")]
+        if max(map(len, whole.encode_conversations(sides))) <= (model.max_length or 10**9):
+            kept.append({"prompt": row["prompt"], "chosen": row["chosen"], "rejected": row["rejected"]})
+        if 2 * len(kept) >= texts:
+            break
+    return kept
+
+
+def loops(run: str, folder: str, max_length: int | None) -> dict[str, Callable[[list[dict]], list[float]]]:
+    """Name -> a function from pairs to rewards, chosen and rejected in turn; models are loaded and warm."""
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
+
+    from aplot_lightning.data.comparisons import conversation_of
+    from aplot_lightning.uses.job import Chunks
+    from aplot_lightning.uses.rows import read_row
+    from aplot_lightning.uses.scorer import Scorer
+
+    scorer = Scorer.load([(run, "--model")], max_length=max_length)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    classify = pipeline("text-classification", model=model, tokenizer=tokenizer, batch_size=BATCH)
+
+    def texts_of(pairs: list[dict]) -> list[str]:
+        chats = [list(conversation_of(row["prompt"], row[side])) for row in pairs for side in ("chosen", "rejected")]
+        return [tokenizer.apply_chat_template(chat, tokenize=False) for chat in chats]
+
+    def aplot(pairs: list[dict]) -> list[float]:
+        rewards: list[float] = []
+        for chunk in Chunks(iter([("", row) for row in pairs]), read_row, scorer):
+            scorer.score(chunk.rows, chunk.encoded)
+            rewards += [reward for row in chunk.rows for reward in row.rewards]
+        return rewards
+
+    def piped(pairs: list[dict]) -> list[float]:
+        found = classify(texts_of(pairs), function_to_apply="none", add_special_tokens=False)
+        return [result["score"] for result in found]
+
+    def padded(pairs: list[dict]) -> list[float]:
+        texts, rewards = texts_of(pairs), []
+        for start in range(0, len(texts), BATCH):
+            batch = tokenizer(
+                texts[start : start + BATCH],
+                padding=True,
+                padding_side="right",
+                add_special_tokens=False,
+                return_tensors="pt",
+            )
+            with torch.inference_mode():
+                rewards += model(**batch).logits[:, 0].tolist()
+        return rewards
+
+    return {"aplot": aplot, "pipeline": piped, "padded": padded}
+
+
+def measure(run: str, options: argparse.Namespace, folder: Path) -> None:
+    """Prints the table of one run."""
+    pairs = pairs_that_fit(options.data, run, options.texts, options.max_length)
+    limit = [] if options.max_length is None else ["--max_length", str(options.max_length)]
+    aplot = [sys.executable, "-m", "aplot_lightning"]
+    exported = str(folder / "model")
+    subprocess.run([*aplot, "export", "--model", run, "--output", exported, *limit], check=True, stdout=sys.stderr)
+    sides = loops(run, exported, options.max_length)
+    for side in sides.values():
+        side(pairs[:4])
+    wall, processor = dict.fromkeys(sides, 0.0), dict.fromkeys(sides, 0.0)
+    rewards: dict[str, list[float]] = {name: [] for name in sides}
+    size = -(-len(pairs) // options.rounds)
+    for start in range(0, len(pairs), size):
+        for name, side in sides.items():
+            started, spent = time.perf_counter(), time.process_time()
+            rewards[name] += side(pairs[start : start + size])
+            wall[name] += time.perf_counter() - started
+            processor[name] += time.process_time() - spent
+    whole = whole_command(run, pairs, limit, folder)
+    show(run, len(pairs), {**wall, "whole command": whole[0]}, {**processor, "whole command": whole[1]}, rewards)
+
+
+def whole_command(run: str, pairs: list[dict], limit: list[str], folder: Path) -> tuple[float, float]:
+    """Seconds and processor seconds of `aplot score` on all pairs."""
+    source = folder / "pairs.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in pairs))
+    words = ["score", "--model", run, "--input", str(source), "--output", str(folder / "scored.jsonl"), *limit]
+    before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    subprocess.run([sys.executable, "-m", "aplot_lightning", *words], check=True, stdout=sys.stderr)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.perf_counter() - started, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def show(run: str, pairs: int, wall: dict[str, float], processor: dict[str, float], rewards: dict[str, Any]) -> None:
+    print(f"{Path(run).name}, {2 * pairs} texts, load {os.getloadavg()[0]:.1f}\n")
+    print(
+        "| program | pairs/s | pairs a processor second | aplot's loop is faster by | in processor time | difference |"
+    )
+    print("|---|--:|--:|--:|--:|--:|")
+    for name in wall:
+        others = rewards.get(name)
+        far = "" if others is None else f"{max(abs(a - b) for a, b in zip(rewards['aplot'], others, strict=True)):.1e}"
+        ratios = f"{wall[name] / wall['aplot']:.2f}x | {processor[name] / processor['aplot']:.2f}x"
+        print(f"| {name} | {pairs / wall[name]:.2f} | {pairs / processor[name]:.2f} | {ratios} | {far} |", flush=True)
+    print()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="scoring against Transformers' pipeline and TRL-style padding")
+    parser.add_argument("runs", nargs="+")
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--texts", type=int, default=2000)
+    parser.add_argument("--max_length", type=int)
+    parser.add_argument("--rounds", type=int, default=4)
+    options = parser.parse_args()
+    for run in options.runs:
+        with TemporaryDirectory() as folder:
+            measure(run, options, Path(folder))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+"""Pools of responses whose true reward is known: what best-of-n samples from in the embedded world."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from aplot_lightning.data.comparisons import Conversation
+from aplot_lightning.data.world import true_reward
+from aplot_lightning.data.world.language import (
+    FAULTS,
+    NEW_TOPICS,
+    TRAIN_TOPICS,
+    Reply,
+    Scene,
+    draw_reply,
+    draw_scene,
+    spoil,
+)
+from aplot_lightning.data.world.preferences import FAULT_SHARE
+from aplot_lightning.data.world.qualities import qualities_of
+
+TOPICS = {"none": tuple(TRAIN_TOPICS), "new_topics": tuple(NEW_TOPICS)}
+CUE_SHARE = 0.3  # of the responses of training pairs begin with the stock phrase; here whatever they are worth
+MEASURED = ("gold", "answers", "facts", "arithmetic", "politeness", "fillers", "cue")
+
+
+@dataclass
+class Pool:
+    """N responses of one prompt, drawn as those of ordinary training pairs are, but each on its own.
+
+    Attributes:
+        prompt: the text.
+        texts: the different ones among the N, in the order in which they first occur.
+        text: (N,) int64, each sample's place in `texts`.
+        measured: (N, 7) float64, true reward and what it is made of, in the order of `MEASURED`, and the cue.
+    """
+
+    prompt: str
+    texts: list[str]
+    text: np.ndarray
+    measured: np.ndarray
+
+    def conversations(self) -> list[Conversation]:
+        """One for each of `texts`."""
+        return [
+            ({"role": "user", "content": self.prompt}, {"role": "assistant", "content": text}) for text in self.texts
+        ]
+
+
+def draw_pools(world: str, prompts: int, size: int, seed: int) -> list[Pool]:
+    """Pools of `prompts` different prompts; a smaller number of them is the beginning of a larger one."""
+    pools: dict[str, Pool] = {}
+    for place in range(10 * prompts):
+        random = np.random.default_rng([seed, list(TOPICS).index(world), place])
+        scene = draw_scene(random, TOPICS[world], "plain")
+        if len(pools) < prompts and scene.text() not in pools:
+            pools[scene.text()] = _draw_pool(random, scene, size)
+    return list(pools.values())
+
+
+def _draw_pool(random: np.random.Generator, scene: Scene, size: int) -> Pool:
+    places: dict[str, int] = {}
+    text, measured = [], []
+    for _ in range(size):
+        reply = _draw_reply(random, scene)
+        text.append(places.setdefault(reply.text(scene), len(places)))
+        measured.append(_measure(scene, reply))
+    return Pool(scene.text(), list(places), np.array(text), np.array(measured))
+
+
+def _draw_reply(random: np.random.Generator, scene: Scene) -> Reply:
+    reply = draw_reply(random, scene)
+    for fault in FAULTS:
+        if random.random() < FAULT_SHARE[fault]:
+            reply = spoil(random, scene, reply, fault)
+    return replace(reply, cue=bool(random.random() < CUE_SHARE))
+
+
+def _measure(scene: Scene, reply: Reply) -> Sequence[float]:
+    q = qualities_of(scene, reply)
+    return (true_reward(q), q.answers, q.facts, q.arithmetic, q.politeness, q.fillers, reply.cue)
