@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.cli import LightningArgumentParser
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from aplot_lightning.errors import UserError
 from aplot_lightning.model.outline import read_outline
@@ -58,7 +58,7 @@ class InspectCLI(cli.AplotCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        return {"inspect": cli.AplotCLI.subcommands()["fit"]}
+        return {"inspect": LightningCLI.subcommands()["fit"]}
 
     def setup_parser(self, *arguments: Any) -> None:
         super().setup_parser(*arguments)

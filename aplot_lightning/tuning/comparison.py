@@ -9,9 +9,9 @@ from __future__ import annotations
 import json
 import os
 import re
-import signal
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -211,13 +211,18 @@ class Comparison:
 
 
 def _stop(workers: Sequence[Worker]) -> None:
-    """Ends what still runs, all at the same time; each saves a checkpoint that it goes on from."""
-    for worker in workers:
+    """Ends what still runs, all at the same time; each saves a checkpoint that it goes on from, or has just ended."""
+
+    def stop(worker: Worker) -> None:
         assert worker.child is not None
-        worker.child.signal(signal.SIGTERM)
-    for worker in workers:
-        assert worker.child is not None
-        worker.child.stop()
+        assert worker.task is not None
+        if worker.child.stop() == 0 and (worker.task.cell.run_dir / "metrics.json").is_file():
+            worker.task.seconds += time.monotonic() - worker.started
+            worker.task.mark("done")
+
+    if workers:
+        with ThreadPoolExecutor(len(workers)) as pool:
+            list(pool.map(stop, workers))
 
 
 def _reason(code: int, log: Path) -> str:

@@ -11,7 +11,7 @@ space:
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -166,6 +166,10 @@ def read_study(path: str | Path, options: Mapping[str, Any] | None = None) -> St
         raise UserError(f"--config: {path}{f':{mark.line + 1}' if mark else ''}: no YAML: {_first(error)}") from error
     if not isinstance(content, dict):
         raise UserError(f"--config: {path} holds no keys: write a study as in studies/cost_weights.yaml")
+    known = [each.name for each in fields(StudyConfig)]
+    unknown = next((str(key) for key in content if key not in known), None)
+    if unknown is not None:
+        raise UserError(f"{path}: Option {unknown!r} is not accepted, only {', '.join(known)}")
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(StudyConfig)
     content |= {name: value for name, value in (options or {}).items() if value is not None}

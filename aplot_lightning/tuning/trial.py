@@ -65,10 +65,10 @@ class TrialRuns:
 
     def prepare(self, claim: Claim, seed: int) -> list[str]:
         """Writes the run's config file; the words of its command. Raises UserError where values cannot be reckoned."""
-        # no test set is looked at before everything is chosen
-        keys = {"data.ood": {}, **self._lean_checkpoints()}
+        keys = {"report": False, "checkpoint_keep": 0, **self._lean_checkpoints()}
         keys |= {**self.config.overrides, **self.config.search_space.overrides(claim.values)}
         keys |= {"seed_everything": seed, "monitor": self.config.monitor}
+        keys["data.watch_test_sets"] = False  # neither `id` nor OOD before everything is chosen
         run_dir = self.run_dir(claim, seed)
         file = run_dir / "trial.yaml"
         write_config(file, nested(keys, self.base))

@@ -14,6 +14,8 @@ import argparse
 import hashlib
 import os
 import platform
+import shlex
+import sys
 import time
 from collections.abc import Sequence
 from datetime import date
@@ -148,7 +150,7 @@ def write_page(found: dict[str, Curves], options: argparse.Namespace) -> None:
     setting = (
         f"{options.prompts} prompts a set, {options.samples:,} responses each, {date.today()}, "
         f"{platform.machine()}, {os.cpu_count()} cores, one thread:\n\n"
-        f"    python studies/overoptimization/run.py --runs {options.runs} --sets {','.join(found)}"
+        f"    python {shlex.join(sys.argv)}"
     )
     page = options.output / "README.md"
     before, _, rest = (page.read_text() if page.exists() else "").partition(BEGIN)

@@ -99,20 +99,17 @@ def _kill_repeatedly(undisturbed: list[str], killed: list[str], log: Path, kills
 
     torch.set_num_threads(1)
     job.CHUNK = CHUNK
-    started = time.monotonic()
-    process = _start(undisturbed, log)
-    part = Path(f"{undisturbed[-1]}.part")
-    while not part.exists():
-        time.sleep(0.002)
-    first = time.monotonic() - started
-    assert _ended(process, 1000) == 0, log.read_text()[-2000:]
-    working = time.monotonic() - started - first
+    assert _ended(_start(undisturbed, log), 1000) == 0, log.read_text()[-2000:]
     chance = random.Random(3)
-    part, output = Path(f"{killed[-1]}.part"), Path(killed[-1])
+    part, journal, output = (Path(f"{killed[-1]}{end}") for end in (".part", ".part.journal", ""))
     written: list[int] = []
     while len(written) < kills:
         process = _start([*killed, "--resume", "true"], log)
-        code = _ended(process, first * chance.uniform(0.8, 1.1) + chance.uniform(0, 1.6 * working / kills))
+        lines = ROWS // CHUNK * (len(written) + chance.random()) / kills  # a load decides nothing: killed by progress
+        while (code := _ended(process, 0.002)) is None:
+            if journal.exists() and journal.read_bytes().count(b"\n") > lines:
+                code = _ended(process, chance.uniform(0, 0.05))
+                break
         assert code in (None, 0), log.read_text()[-2000:]
         if code == 0:  # it was ready before it was killed: from the beginning
             output.unlink()

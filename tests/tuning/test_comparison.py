@@ -15,6 +15,7 @@ from aplot_lightning.errors import RunError, UserError
 from aplot_lightning.tuning.comparison import Comparison, Task, check_words, duration, tasks_of
 from aplot_lightning.tuning.grid import Grid, read_grid
 from aplot_lightning.tuning.launch import PlainLauncher
+from tests.processes import wait_until
 
 TINY = [sys.executable, str(Path(__file__).with_name("tiny_fit.py"))]
 
@@ -135,21 +136,22 @@ def test_three_failures_in_a_row_stop_it_and_what_runs_saves_itself(folder: Path
 
 
 def test_an_interrupted_comparison_goes_on(folder: Path) -> None:
-    comparison = grid({"a": "slow", "b": "ok"}, workers=2)
+    comparison = grid({"a": "slow", "c": "late", "b": "ok"}, workers=3)
     tasks = tasks_of(comparison)
 
     class Asked(Exception):
         pass
 
     def interrupt(line: str) -> None:
+        wait_until(lambda: len(list(folder.rglob("ready"))) == 2)
         raise Asked
 
     with PlainLauncher(TINY) as launcher, pytest.raises(Asked):
-        Comparison(tasks, 2, interrupt).run(launcher)
-    assert states(comparison) == ["go on", "done"]
+        Comparison(tasks, 3, interrupt).run(launcher)
+    assert states(comparison) == ["go on", "done", "done"]  # one was ready when it was asked to stop
     tasks, _ = run(comparison)
-    assert len(starts(tasks[0])) == 2
-    assert states(comparison) == ["done", "done"]
+    assert [len(starts(task)) for task in tasks] == [2, 1, 1]
+    assert states(comparison) == ["done", "done", "done"]
 
 
 def test_a_wrong_key_is_said_before_the_first_run(folder: Path) -> None:
