@@ -89,7 +89,7 @@ class RunRecord(L.Callback):
             else:
                 figures[kind] = summary
         figures["ood_mean"] = {"accuracy": ood_mean(figures["ood"])}
-        figures["train"] = self._training_figures()
+        figures["train"] = self._training_figures(trainer)
         _write_json(self.run_dir / "metrics.json", figures)
         errors.sort(key=lambda error: -abs(error["chosen_reward"] - error["rejected_reward"]))
         with (self.run_dir / "errors.jsonl").open("w", encoding="utf-8") as file:
@@ -98,11 +98,14 @@ class RunRecord(L.Callback):
         if self.report:
             write_run_report(self.run_dir)
 
-    def _training_figures(self) -> dict[str, Any] | None:
-        """Those of this process's training, else those that the run already has."""
+    def _training_figures(self, trainer: L.Trainer) -> dict[str, Any] | None:
+        """Those of this process's training, else those that the run has or that its checkpoint has kept."""
         existing = self.run_dir / "metrics.json"
         if self.training is None and existing.is_file():
             return json.loads(existing.read_text(encoding="utf-8")).get("train")
+        throughput = next((c for c in trainer.callbacks if isinstance(c, Throughput)), None)  # type: ignore[attr-defined]
+        if self.training is None and throughput is not None and throughput.counts["steps"]:
+            return throughput.summary()  # killed after its last step, before its figures
         return self.training
 
     def _log_hyperparameters(self, trainer: L.Trainer, figures: Mapping[str, Any]) -> None:

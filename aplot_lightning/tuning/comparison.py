@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -135,11 +136,13 @@ class Comparison:
         tasks: of all cells.
         workers: runs at once.
         say: takes a line for whoever watches.
+        devices: CUDA devices of each run at once; by default all that there are, spread evenly.
     """
 
     tasks: Sequence[Task]
     workers: int
     say: Callable[[str], None]
+    devices: Sequence[int | list[int]] | None = None
     _ended: list[float] = field(default_factory=list)
     _in_a_row: int = 0
 
@@ -150,7 +153,7 @@ class Comparison:
             RunError: three cells in a row failed. The others that ran have saved themselves.
         """
         waiting = [task for task in self.tasks if task.state != "done"]
-        workers = [Worker(each) for each in environments(min(self.workers, len(waiting)))]
+        workers = [Worker(each) for each in environments(min(self.workers, len(waiting)), self.devices)]
         left = len(waiting)
         try:
             while left:
@@ -172,6 +175,8 @@ class Comparison:
             task.seconds = 0.0
         if task.state == "anew":
             self.say(f"{task.cell}: {run_dir} holds a run of another config or data; it is run anew")
+            # before the mark is this config's: nothing may go on from what the other one has left
+            shutil.rmtree(run_dir / "checkpoints", ignore_errors=True)
         task.mark("running")
         worker.task, worker.started = task, time.monotonic()
         worker.child = launcher.start(task.words(), log=run_dir / LOG, environment=worker.environment)

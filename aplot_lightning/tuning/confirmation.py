@@ -14,7 +14,13 @@ from aplot_lightning.tuning.launch import Launcher
 
 
 def retrain(
-    groups: Mapping[str, Path], seeds: Sequence[int], folder: Path, launcher: Launcher, *, workers: int = 1
+    groups: Mapping[str, Path],
+    seeds: Sequence[int],
+    folder: Path,
+    launcher: Launcher,
+    *,
+    workers: int = 1,
+    devices: Sequence[int | list[int]] | None = None,
 ) -> dict[str, list[Path]]:
     """Trains every group with every seed in ``folder/GROUP/seedK``, without what is done already.
 
@@ -26,6 +32,7 @@ def retrain(
         folder: of the runs.
         launcher: starts them.
         workers: how many at a time.
+        devices: CUDA devices of each; by default all that there are, spread evenly.
 
     Returns:
         For each group its run directories, in the order of the seeds.
@@ -40,7 +47,7 @@ def retrain(
     ]
     tasks = [_task(cell) for cell in cells]
     try:
-        Comparison(tasks, workers, _say).run(launcher)
+        Comparison(tasks, workers, _say, devices).run(launcher)
     except RunError as error:
         raise RunError(f"confirmation: {str(error).replace('run compare again', 'run tune again')}") from error
     failed = next((task for task in tasks if task.reason), None)

@@ -74,7 +74,14 @@ def finish(
         groups = baselines if twin else {**baselines, chosen: best}  # what is chosen may be a baseline
         seeds = fresh_seeds(config, study, config.confirm.seeds)
         with nullcontext(launcher) if launcher is not None else open_launcher() as opened:
-            runs = retrain(groups, seeds, config.folder / CONFIRM, opened, workers=workers or config.workers)
+            runs = retrain(
+                groups,
+                seeds,
+                config.folder / CONFIRM,
+                opened,
+                workers=workers or config.workers,
+                devices=config.devices,
+            )
         confirmed = Confirmed({**runs, chosen: runs[twin or chosen]}, seeds, twin)
         return write_study_report(config, study, best, findings(config, study, confirmed))
 

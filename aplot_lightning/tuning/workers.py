@@ -6,20 +6,18 @@ the storage, and tells how they ended. There is nothing between it and them that
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from statistics import fmean
 from types import FrameType
 
 from aplot_lightning.errors import RunError, UserError
 from aplot_lightning.tuning.launch import Child, Launcher
+from aplot_lightning.tuning.machine import spread_devices, threads_of
 from aplot_lightning.tuning.slots import DEATHS, DIED, FAILURE, STOPPED, Claim, Slots
 from aplot_lightning.tuning.storage import HEARTBEAT
 from aplot_lightning.tuning.trial import Outcome, TrialRuns, shortened
@@ -243,41 +241,3 @@ def shown(values: Mapping[str, object]) -> str:
         f"{name.rpartition('.')[2]} {value:.4g}" if isinstance(value, float) else f"{name.rpartition('.')[2]} {value}"
         for name, value in values.items()
     )
-
-
-def threads_of(workers: int) -> int:
-    """CPU threads of each worker: its share of the cores, or what OMP_NUM_THREADS says."""
-    told = os.environ.get("OMP_NUM_THREADS", "")
-    if told.isdigit() and int(told) > 0:
-        return int(told)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // workers)
-
-
-def spread_devices(devices: Sequence[int | list[int]] | None, workers: int) -> list[list[int | str]] | None:
-    """The CUDA devices of each worker: as named, or all that there are, spread evenly; None where there are none.
-
-    Raises UserError where the devices do not suffice for the workers.
-    """
-    if devices is None:
-        there = visible_devices()
-        if not there:
-            return None
-        return [list(there[worker::workers]) or [there[worker % len(there)]] for worker in range(workers)]
-    if len(devices) < workers:
-        raise UserError(f"devices: {len(devices)} entries for {workers} workers; name one for each")
-    return [list(entry) if isinstance(entry, list) else [entry] for entry in devices[:workers]]
-
-
-def visible_devices() -> list[str]:
-    """The CUDA devices that this process may use, without a CUDA library."""
-    told = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if told is not None:
-        return [device.strip() for device in told.split(",") if device.strip() not in ("", "-1")]
-    if not Path("/dev/nvidiactl").exists():
-        return []
-    try:
-        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=60, check=False).stdout
-    except (OSError, subprocess.TimeoutExpired):
-        return []
-    return [str(place) for place, line in enumerate(line for line in listed.splitlines() if line.startswith("GPU "))]

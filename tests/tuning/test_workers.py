@@ -16,12 +16,13 @@ import pytest
 import yaml
 from optuna.trial import TrialState
 
-from aplot_lightning.errors import RunError, UserError
+from aplot_lightning.errors import RunError
 from aplot_lightning.tuning.launch import Child, PlainLauncher
+from aplot_lightning.tuning.machine import threads_of
 from aplot_lightning.tuning.slots import DEATHS, FAILURE, STOPPED, Slots
 from aplot_lightning.tuning.study import read_study
 from aplot_lightning.tuning.trial import TrialRuns
-from aplot_lightning.tuning.workers import Stopped, Workers, spread_devices, threads_of, visible_devices
+from aplot_lightning.tuning.workers import Stopped, Workers
 from tests.tuning.studies import study_file
 
 TRIAL = Path(__file__).with_name("tiny_trial.py")
@@ -203,15 +204,3 @@ def test_each_worker_has_its_devices_and_its_share_of_the_cores(
     assert {each["OMP_NUM_THREADS"] for each in launcher.variables} == {str(max(1, cores // 2))}
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     assert threads_of(2) == 3
-
-
-def test_devices_are_spread_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
-    assert visible_devices() == ["4", "5", "6", "7"]
-    assert spread_devices(None, 2) == [["4", "6"], ["5", "7"]]
-    assert spread_devices(None, 5) == [["4"], ["5"], ["6"], ["7"], ["4"]]
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert spread_devices(None, 2) is None
-    assert spread_devices([0, [1, 2]], 2) == [[0], [1, 2]]
-    with pytest.raises(UserError, match="devices: 1 entries for 2 workers"):
-        spread_devices([0], 2)

@@ -240,7 +240,7 @@ def test_another_suites_row_is_refused_and_named(tmp_path, suite, other) -> None
         assert f"looks like {other}" in str(row) or "no part of" in str(row)
 
 
-@pytest.mark.parametrize("suite", set(RAW) - {"rm_bench", "rewardbench2"})
+@pytest.mark.parametrize("suite", sorted(set(RAW) - {"rm_bench", "rewardbench2"}))
 def test_a_subset_of_another_suite_is_refused(tmp_path, suite) -> None:
     row = {"prompt": "Why?", "chosen": "a", "rejected": "b", "subset": "poetry"}
     assert "'poetry' is no part of" in refused(suite, tmp_path, row)
