@@ -15,8 +15,10 @@ from aplot_lightning.tuning.grid import KEYS, Grid, read_grid
 
 HELP = """usage: aplot compare --config studies/objectives.yaml [--workers 2] [--KEY VALUE ...]
 
-Runs objectives x seeds on the same data, and writes tables and plots with paired statistics. What is done is skipped,
-what was stopped goes on; the same command again does no harm.
+objectives x seeds on the same data, with paired statistics
+
+Runs what is not done yet, goes on with what was stopped, and writes tables and plots; the same command again does no
+harm.
 
 options:
   --config FILE              the comparison's YAML; several compose, later ones over earlier ones
@@ -41,12 +43,13 @@ def run(arguments: Sequence[str]) -> None:
     """Reads the command line and runs the comparison that it names.
 
     Raises:
+        SystemExit: help was asked for.
         UserError: a word that is no option, or what `compare` raises.
         RunError: cells failed.
     """
     if not arguments or {"-h", "--help"} & set(arguments):
         print(HELP)
-        return
+        raise SystemExit(0)
     files, options = _read(list(arguments))
     if not files:
         raise UserError("compare: --config is missing; name a comparison's YAML, such as studies/objectives.yaml")

@@ -7,10 +7,13 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import yaml
+
 from aplot_lightning.errors import RunError
 from aplot_lightning.tuning.comparison import LOG, Comparison, Task
 from aplot_lightning.tuning.grid import Cell, Setting
 from aplot_lightning.tuning.launch import Launcher
+from aplot_lightning.tuning.trial import lean_checkpoints
 
 
 def retrain(
@@ -40,8 +43,13 @@ def retrain(
     Raises:
         RunError: a run ended with an error; the others are kept for the next call.
     """
+    # best.yaml is what trains a model to keep; these runs are for their figures
+    overrides = {
+        name: {"checkpoint_keep": 0, **lean_checkpoints(yaml.safe_load(path.read_bytes()))}
+        for name, path in groups.items()
+    }
     cells = [
-        Cell(Setting(), name, seed, folder / name / f"seed{seed}", (path,), {})
+        Cell(Setting(), name, seed, folder / name / f"seed{seed}", (path,), overrides[name])
         for seed in seeds
         for name, path in groups.items()
     ]

@@ -190,9 +190,9 @@ def read_options(command: str, main: Callable[..., None], arguments: Sequence[st
     """The arguments of a command's `main` from its words. Raises UserError, in one line, for those that it has not."""
     from jsonargparse import ArgumentError, ArgumentParser
 
-    from aplot_lightning.cli import one_line
+    from aplot_lightning.cli import COMMANDS, one_line
 
-    parser = ArgumentParser(prog=f"aplot {command}", exit_on_error=False)
+    parser = ArgumentParser(prog=f"aplot {command}", description=COMMANDS[command], exit_on_error=False)
     parser.add_function_arguments(main)
     try:
         return parser.parse_args(list(arguments)).as_dict()

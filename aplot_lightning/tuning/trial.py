@@ -65,7 +65,7 @@ class TrialRuns:
 
     def prepare(self, claim: Claim, seed: int) -> list[str]:
         """Writes the run's config file; the words of its command. Raises UserError where values cannot be reckoned."""
-        keys = {"report": False, "checkpoint_keep": 0, **self._lean_checkpoints()}
+        keys: dict[str, Any] = {"report": False, "checkpoint_keep": 0, **lean_checkpoints(self.base)}
         keys |= {**self.config.overrides, **self.config.search_space.overrides(claim.values)}
         keys |= {"seed_everything": seed, "monitor": self.config.monitor}
         keys["data.watch_test_sets"] = False  # neither `id` nor OOD before everything is chosen
@@ -73,12 +73,6 @@ class TrialRuns:
         file = run_dir / "trial.yaml"
         write_config(file, nested(keys, self.base))
         return [*fit_words([*self.config.configs, str(file)]), "--run_dir", str(run_dir)]
-
-    def _lean_checkpoints(self) -> dict[str, Any]:
-        """A frozen backbone is not kept hundreds of times, where nothing in the run needs it in the file."""
-        frozen = self.base.get("model", {}).get("freeze_backbone", False)
-        plain = is_single_device(self.base) and not self.base["trainer"].get("callbacks")
-        return {"checkpoint_backbone": False} if frozen and plain else {}
 
     def variables(self, claim: Claim, seed: int) -> dict[str, str]:
         """What tells the run where it reports. Only the first seed's does: pruning looks at that."""
@@ -230,3 +224,14 @@ def is_single_device(base: Mapping[str, Any]) -> bool:
     devices = trainer.get("devices")
     one = devices in (1, "1") or (isinstance(devices, list) and len(devices) == 1)
     return (one or (devices == "auto" and trainer.get("accelerator") == "cpu")) and trainer.get("num_nodes", 1) == 1
+
+
+def lean_checkpoints(base: Mapping[str, Any]) -> dict[str, bool]:
+    """Keys that keep a frozen backbone out of a run's checkpoints, where nothing in the run needs it in the file.
+
+    Args:
+        base: the run's whole config.
+    """
+    frozen = base.get("model", {}).get("freeze_backbone", False)
+    plain = is_single_device(base) and not base["trainer"].get("callbacks")
+    return {"checkpoint_backbone": False} if frozen and plain else {}

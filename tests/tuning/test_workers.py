@@ -67,7 +67,9 @@ def test_every_trial_is_run_with_its_values_and_told(tmp_path: Path, launcher: R
         assert trial.value == 1 - (trial.params["tiny.x"] - 0.3) ** 2
         written = yaml.safe_load((tmp_path / "study" / "trials" / f"{trial.number:04}" / "trial.yaml").read_text())
         assert written == {
-            "data": {"ood": {}, "batch_size": 8},
+            "data": {"watch_test_sets": False, "batch_size": 8},  # a test set that is watched could be chosen by
+            "report": False,
+            "checkpoint_keep": 0,
             "tiny": {"x": trial.params["tiny.x"]},
             "seed_everything": 0,
             "monitor": "validation/accuracy",
