@@ -43,12 +43,13 @@ def run(arguments: Sequence[str]) -> None:
     """Reads the command line and runs the comparison that it names.
 
     Raises:
+        SystemExit: help was asked for.
         UserError: a word that is no option, or what `compare` raises.
         RunError: cells failed.
     """
     if not arguments or {"-h", "--help"} & set(arguments):
         print(HELP)
-        return
+        raise SystemExit(0)
     files, options = _read(list(arguments))
     if not files:
         raise UserError("compare: --config is missing; name a comparison's YAML, such as studies/objectives.yaml")
