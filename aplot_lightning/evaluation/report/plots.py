@@ -54,7 +54,7 @@ def draw_accuracies(table: RunTable, path: str | Path, *, title: str = "Accuracy
 
     groups, runs = np.arange(len(table.rows)), len(table.runs)
     width = 0.8 / runs if runs > 1 else 0.6
-    with _figure(path, width=max(5.5, 1.6 + len(groups) * max(1.0, 0.42 * runs + 0.3)), height=4.2) as figure:
+    with new_figure(path, width=max(5.5, 1.6 + len(groups) * max(1.0, 0.42 * runs + 0.3)), height=4.2) as figure:
         axes = figure.subplots()
         fills: list[dict[str, Any]] = []
         for place in range(runs):
@@ -67,7 +67,7 @@ def draw_accuracies(table: RunTable, path: str | Path, *, title: str = "Accuracy
         axes.set(ylim=(0, 1.08), yticks=np.linspace(0, 1, 6), ylabel="accuracy (share of pairs)")
         axes.set_title(f"{title}, with 95 % intervals over prompts", pad=12)
         if runs > 1:
-            handles = [Patch(label=_label(run), **fill) for run, fill in zip(table.runs, fills, strict=True)]
+            handles = [Patch(label=legend_label(run), **fill) for run, fill in zip(table.runs, fills, strict=True)]
             figure.legend(handles=handles, loc="outside lower center", ncols=min(runs, 4))
 
 
@@ -123,7 +123,7 @@ def draw_curves(curves: Curves, path: str | Path) -> None:
     }
     loss, accuracies = curves.get("train/loss"), [tag for tag in names if tag in curves]
     panels = (loss is not None) + bool(accuracies)
-    with _figure(path, width=4.8 * panels, height=3.6) as figure:
+    with new_figure(path, width=4.8 * panels, height=3.6) as figure:
         left, *_ = panel = figure.subplots(1, panels, squeeze=False)[0]
         for axes in panel:
             axes.set_xlabel("optimizer step")
@@ -162,7 +162,7 @@ def draw_margins(margins: Columns, path: str | Path) -> None:
         "similarity": "similarity of chosen and rejected (cosine)",
         "cost": "the pair's own transport cost",
     }
-    with _figure(path, width=9.6, height=3.8) as figure:
+    with new_figure(path, width=9.6, height=3.8) as figure:
         both = figure.subplots(1, 2, sharey=True)
         for axes, (name, label) in zip(both, panels.items(), strict=True):
             points = axes.scatter(
@@ -186,13 +186,13 @@ def _binned_medians(x: NDArray[Any], y: NDArray[Any]) -> tuple[list[float], list
     return [float(np.median(x[part])) for part in tenths], [float(np.median(y[part])) for part in tenths]
 
 
-def _label(text: str) -> str:
+def legend_label(text: str) -> str:
     """A label that legends show: they hide those that start with an underscore."""
     return f" {text}" if text.startswith("_") else text
 
 
 @contextmanager
-def _figure(path: str | Path, *, width: float, height: float) -> Iterator[Figure]:
+def new_figure(path: str | Path, *, width: float, height: float) -> Iterator[Figure]:
     """A figure to draw on, which is then written as PNG."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure

@@ -14,7 +14,7 @@ from aplot_lightning.evaluation.report.family.cells import Difference
 from aplot_lightning.evaluation.report.family.costs import Curve
 from aplot_lightning.evaluation.report.family.groups import ID
 from aplot_lightning.evaluation.report.family.sentences import LEVEL
-from aplot_lightning.evaluation.report.plots import BLUE, CHANCE, RUN_COLOURS, VERMILLION, _figure, _label
+from aplot_lightning.evaluation.report.plots import BLUE, CHANCE, RUN_COLOURS, VERMILLION, legend_label, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -45,7 +45,7 @@ def _differences(table: FamilyTable, path: Path) -> bool:
     }
     if not panels:
         return False
-    with _figure(path, width=1.8 + 3.8 * len(panels), height=1.4 + 0.28 * len(others)) as figure:
+    with new_figure(path, width=1.8 + 3.8 * len(panels), height=1.4 + 0.28 * len(others)) as figure:
         for axes, (name, shown) in zip(
             figure.subplots(1, len(panels), sharey=True, squeeze=False)[0], panels.items(), strict=True
         ):
@@ -81,7 +81,7 @@ def _scatter(table: FamilyTable, path: Path) -> bool:
     points = {group: _both(table, group) for group in table.groups}
     if not any(map(len, points.values())):
         return False
-    with _figure(path, width=7.4, height=4.8) as figure:
+    with new_figure(path, width=7.4, height=4.8) as figure:
         axes = figure.subplots()
         for place, (group, both) in enumerate(points.items()):
             if not len(both):
@@ -89,7 +89,7 @@ def _scatter(table: FamilyTable, path: Path) -> bool:
             looks = _looks(place)
             if len(both) > 1:
                 axes.plot(*both.T, linestyle="", markersize=4, alpha=0.45, markeredgewidth=0, **looks)
-            label = _label(group)
+            label = legend_label(group)
             axes.plot(*both.mean(axis=0), linestyle="", markersize=8, markeredgecolor="white", label=label, **looks)
         axes.set_xlabel("ID accuracy")
         axes.set_ylabel("OOD mean accuracy")
@@ -109,11 +109,11 @@ def _curves(table: FamilyTable, path: Path) -> bool:
     curves = {group: _mean_curve(cost.curves) for group, cost in table.costs.items() if cost.curves}
     if not curves:
         return False
-    with _figure(path, width=7.4, height=4.2) as figure:
+    with new_figure(path, width=7.4, height=4.2) as figure:
         axes = figure.subplots()
         for place, group in enumerate(table.groups):
             if group in curves:
-                axes.plot(*curves[group], linewidth=1.5, markersize=3.5, label=_label(group), **_looks(place))
+                axes.plot(*curves[group], linewidth=1.5, markersize=3.5, label=legend_label(group), **_looks(place))
         axes.axhline(0.5, color=CHANCE, linestyle="--", linewidth=1.2)
         axes.locator_params(axis="x", integer=True)
         axes.set_xlabel("optimizer step")
