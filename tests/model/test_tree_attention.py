@@ -40,6 +40,7 @@ TREES = {
     "a long root": (30, [(2, (2, 3)), (0, (5, 1))]),
     "one conversation": (0, [(0, (1,))]),
 }
+QUERY_AND_KEY = (".q_proj.", ".k_proj.", ".q_norm.", ".k_norm.")
 
 
 def no_pairs() -> Pairs:
@@ -104,14 +105,18 @@ def assert_exact(model: RewardModel, plain: Plain, tree: str | tuple, rewards: t
     (ours * weights).sum().backward()
     (expected * weights).sum().backward()
     gradients = {name: p.grad for name, p in plain.model.named_parameters() if p.grad is not None}
-    noise = 1e-6 * max(gradient.norm() for gradient in gradients.values())  # zero but for rounding: a lone key
+    lone = all(len(row) == 1 for row in rows)
+    largest = max(gradient.norm() for gradient in gradients.values())
     for name, parameter in [
         *model.backbone.model.named_parameters(prefix="model"),
         ("score.weight", model.head.weight),
     ]:
         gradient = gradients[name]
+        if lone and any(part in name for part in QUERY_AND_KEY):  # one key has all the weight: 0 but for rounding
+            assert parameter.grad.norm() <= 1e-6 * largest, name
+            continue
         difference = (parameter.grad - gradient).norm()
-        assert difference <= 1e-4 * gradient.norm() + noise, f"{name}: {difference} of {gradient.norm()}"
+        assert difference <= 1e-4 * gradient.norm() + 1e-6, f"{name}: {difference} of {gradient.norm()}"
 
 
 @pytest.mark.parametrize("tree", TREES)
@@ -441,10 +446,10 @@ def _sharded(folder: str, store: str) -> None:
         fully_shard(layer)
     fully_shard(model)
     rewards = model(batch).rewards
-    torch.testing.assert_close(rewards, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(rewards, expected, rtol=1e-6, atol=1e-6)
     rewards.sum().backward()
     for name, parameter in model.named_parameters():
-        torch.testing.assert_close(parameter.grad.full_tensor(), gradients[name], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(parameter.grad.full_tensor(), gradients[name], rtol=1e-5, atol=1e-6)
     torch.distributed.destroy_process_group()
 
 
