@@ -1,7 +1,6 @@
 """Processes that share a study whose runs are tiny programs, killed again and again: python crew.py STUDY KILLS.
 
-Imports once and forks, so that a process that gives out trials is there at once. Says as JSON how many were killed
-before the study was done, and how many of these were runs.
+Imports once and forks, so that a process that gives out trials is there at once. Says as JSON how many were killed.
 """
 
 from __future__ import annotations
@@ -55,8 +54,8 @@ def children_of(process: int) -> list[int]:
         return []
 
 
-def main(file: str, kills: int) -> dict[str, int]:
-    """Kills as often, or until the study is done; the rest of `kills` that are no `runs` hit what starts them."""
+def main(file: str, kills: int) -> int:
+    """Kills as often; returns how many of them hit a run and not the process that started it."""
     chance = random.Random(11)
     alive = {forked(file) for _ in range(PROCESSES)}
     runs = killed = 0
@@ -79,7 +78,9 @@ def main(file: str, kills: int) -> dict[str, int]:
                 alive.add(forked(file))
             elif code != 0:
                 raise SystemExit(f"a process ended with {code}")
-    return {"kills": killed, "runs": runs}
+            elif killed < kills and not alive:
+                raise SystemExit(f"the study ended after {killed} kills")
+    return runs
 
 
 if __name__ == "__main__":

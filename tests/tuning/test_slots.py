@@ -257,7 +257,8 @@ def test_a_process_is_gone_when_its_id_is_anothers() -> None:
 
 
 def test_every_point_is_finished_once_whoever_is_killed(storage: str, tmp_path: Path) -> None:
-    keys = {"sampler": "grid", "space": GRID, "storage": storage, "workers": 2, "overrides": {"tiny.sleep": 0.3}}
+    sleep = {"tiny.sleep": 1.3}  # twelve of them on four workers outlast twelve kills, on any machine
+    keys = {"sampler": "grid", "space": GRID, "storage": storage, "workers": 2, "overrides": sleep}
     file = study_file(tmp_path, **keys)
     told = subprocess.run(
         [sys.executable, str(Path(__file__).with_name("crew.py")), str(file), str(KILLS)],
@@ -267,9 +268,7 @@ def test_every_point_is_finished_once_whoever_is_killed(storage: str, tmp_path: 
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
     assert told.returncode == 0, told.stderr[-2000:]
-    found = json.loads(told.stdout.splitlines()[-1])
-    assert 3 <= found["kills"] <= KILLS  # a fast machine is done before the last of them
-    assert found["runs"] < found["kills"]
+    assert json.loads(told.stdout.splitlines()[-1]) < KILLS
     slots = Slots(read_study(file), {})
     done = [trial for trial in slots.trials() if trial.state is TrialState.COMPLETE]
     assert sorted(trial.params["tiny.x"] for trial in done) == [i / 12 for i in range(12)]
