@@ -4,7 +4,8 @@
 
 The run is exported as a user would; the others read the exported folder. The texts are the two sides of the first pairs
 that fit without truncation, which every program does in its own way. The three loops take turns on equal slices of the
-texts (`--rounds`), since machines are shared: read the ratios. Beside them the whole command, imports and all, once.
+texts (`--rounds`), since machines are shared: read the ratios; those so far are told after every turn. Beside them the
+whole command, imports and all, once, with its peak memory.
 
 - aplot: tokens and rewards by the loop of the command;
 - pipeline: `transformers.pipeline("text-classification", batch_size=16)` on the rendered texts;
@@ -16,14 +17,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+
+from score_memory import whole_command
 
 BATCH = 16
 
@@ -113,30 +114,29 @@ def measure(run: str, options: argparse.Namespace, folder: Path) -> None:
             rewards[name] += side(pairs[start : start + size])
             wall[name] += time.perf_counter() - started
             processor[name] += time.process_time() - spent
-    whole = whole_command(run, pairs, limit, folder)
-    show(run, len(pairs), {**wall, "whole command": whole[0]}, {**processor, "whole command": whole[1]}, rewards)
-
-
-def whole_command(run: str, pairs: list[dict], limit: list[str], folder: Path) -> tuple[float, float]:
-    """Seconds and processor seconds of `aplot score` on all pairs."""
+        far = ", ".join(f"{name} {wall[name] / wall['aplot']:.2f}x" for name in sides)
+        print(f"{min(start + size, len(pairs))} of {len(pairs)} pairs: {far}", file=sys.stderr, flush=True)
+    show(run, len(pairs), wall, processor, rewards)
     source = folder / "pairs.jsonl"
     source.write_text("".join(json.dumps(row) + "\n" for row in pairs))
-    words = ["score", "--model", run, "--input", str(source), "--output", str(folder / "scored.jsonl"), *limit]
-    before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    subprocess.run([sys.executable, "-m", "aplot_lightning", *words], check=True, stdout=sys.stderr)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return time.perf_counter() - started, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    whole = whole_command(run, source, limit)
+    print(
+        f"the whole command: {len(pairs) / whole.seconds:.2f} pairs/s, {len(pairs) / whole.processor_seconds:.2f} a "
+        f"processor second, at most {whole.peak_mib:.0f} MiB\n",
+        flush=True,
+    )
 
 
-def show(run: str, pairs: int, wall: dict[str, float], processor: dict[str, float], rewards: dict[str, Any]) -> None:
+def show(
+    run: str, pairs: int, wall: dict[str, float], processor: dict[str, float], rewards: dict[str, list[float]]
+) -> None:
     print(f"{Path(run).name}, {2 * pairs} texts, load {os.getloadavg()[0]:.1f}\n")
     print(
         "| program | pairs/s | pairs a processor second | aplot's loop is faster by | in processor time | difference |"
     )
     print("|---|--:|--:|--:|--:|--:|")
     for name in wall:
-        others = rewards.get(name)
-        far = "" if others is None else f"{max(abs(a - b) for a, b in zip(rewards['aplot'], others, strict=True)):.1e}"
+        far = f"{max(abs(a - b) for a, b in zip(rewards['aplot'], rewards[name], strict=True)):.1e}"
         ratios = f"{wall[name] / wall['aplot']:.2f}x | {processor[name] / processor['aplot']:.2f}x"
         print(f"| {name} | {pairs / wall[name]:.2f} | {pairs / processor[name]:.2f} | {ratios} | {far} |", flush=True)
     print()
