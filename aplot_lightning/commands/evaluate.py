@@ -7,10 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-import sys
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +15,8 @@ from aplot_lightning.data.suites import SUITES, Suite
 from aplot_lightning.errors import UserError
 from aplot_lightning.model.locate import locate_model
 from aplot_lightning.uses.output import check_output, replacing
+from aplot_lightning.uses.progress import progress, warn
+from aplot_lightning.uses.scorer import load_model
 
 if TYPE_CHECKING:
     from aplot_lightning.evaluation.suites import Figures
@@ -72,16 +71,16 @@ def main(
     except UserError as error:
         raise UserError(f"--data: {error}") from error
     for kind, count in rows.left_out.items():
-        _warn(f"{count} rows are left out: {kind}")
-    loaded = _load(model, dtype, max_length)
-    with _progress(len(rows.comparisons)) as advance:
+        warn(f"{count} rows are left out: {kind}")
+    loaded = load_model(model, "--model", dtype, max_length)
+    with progress(lambda: len(rows.comparisons)) as advance:
         results = list(scored(loaded, rows.comparisons, batch_size, advance))
     kept = [(comparison, rewards) for comparison, rewards in results if not isinstance(rewards, str)]
     _tell_unscored([(each.where, problem) for each, problem in results if isinstance(problem, str)], len(results))
     table = prompt_table(kept) if suite in BY_PROMPT else pair_table(kept, by_question=suite == "mt_bench")
     figures = RULES[suite](table)
     for note in figures.notes:
-        _warn(f"{suite}: {note}")
+        warn(f"{suite}: {note}")
     print(_text(model, figures, len(table["id"])))
     if files:
         _write(files, model, suite, figures, table)
@@ -103,30 +102,14 @@ def _outputs(output: str | None, overwrite: bool, data: str) -> list[Path]:
     return files
 
 
-def _load(name: str, dtype: str, max_length: int | None) -> Any:
-    """The RewardModel, on a GPU if there is one; what it warns of is one line on stderr."""
-    import torch
-
-    from aplot_lightning.model.configuration import torch_dtype
-    from aplot_lightning.model.reward_model import RewardModel
-
-    torch_dtype(dtype)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", UserWarning)
-        loaded = RewardModel.from_pretrained(name, dtype=dtype, max_length=max_length, key="--model")
-    for warning in caught:
-        _warn(str(warning.message))
-    return loaded.to("cuda" if torch.cuda.is_available() else "cpu")
-
-
 def _tell_unscored(problems: Sequence[tuple[str, str]], total: int) -> None:
     """Raises UserError where no row has a reward; tells of the first that have none."""
     if len(problems) == total:
         raise UserError(f"--data: no row can be scored: {problems[0][0]}: {problems[0][1]}")
     for where, problem in problems[:SHOWN]:
-        _warn(f"{where}: {problem}; the row is left out")
+        warn(f"{where}: {problem}; the row is left out")
     if problems:
-        _warn(f"{len(problems)} of {total} rows are left out")
+        warn(f"{len(problems)} of {total} rows are left out")
 
 
 def _text(model: str, figures: Figures, rows: int) -> str:
@@ -184,23 +167,3 @@ def _write(files: Sequence[Path], model: str, suite: str, figures: Figures, tabl
     for path, content in ((row, line), (results, figures.results)):
         with replacing(path) as file:
             file.write(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-
-
-def _warn(message: str) -> None:
-    print(f"warning: {message}", file=sys.stderr)
-
-
-@contextmanager
-def _progress(total: int) -> Iterator[Callable[[int], None]]:
-    """A function that counts rows: a bar on a terminal, nothing in a log."""
-    if not sys.stderr.isatty():
-        yield lambda rows: None
-        return
-    from tqdm import tqdm
-
-    with tqdm(total=total, unit=" rows", leave=False) as bar:
-
-        def advance(rows: int) -> None:
-            bar.update(rows)
-
-        yield advance

@@ -3,31 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
 import numpy as np
-import torch
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch.utils.data import DataLoader
 
 from aplot_lightning.data.batching import Layout
-from aplot_lightning.data.comparisons import first_user_turn
 from aplot_lightning.data.encoded import Embeddings, EncodedComparisons
 from aplot_lightning.data.encoding import ConversationEncoder
 from aplot_lightning.data.evaluation_set import EvaluationSet
+from aplot_lightning.data.held_out import OF_TRAINING, HeldOut, check_names, evaluation_set
 from aplot_lightning.data.loaders import EvaluationBatches, OptimizerBatches, OwnBatches, StepSampler, loader
 from aplot_lightning.data.plan import BatchPlan
 from aplot_lightning.data.preparation import Cache, Corpus
-from aplot_lightning.data.preparation.facts import hash_share
 from aplot_lightning.data.preview import previews
 from aplot_lightning.data.report import DataReport, SourceLedger
 from aplot_lightning.data.robustness import Robustness, part_of_embeddings, swapped
 from aplot_lightning.data.sources import Source, open_source, open_sources
-from aplot_lightning.data.streaming import StreamedBatches, take_stream
+from aplot_lightning.data.streaming import TrainingStream, take_stream
 from aplot_lightning.errors import UserError
 
 EMBEDDED_PAIRS = 1024  # in a batch of an evaluation set whose embeddings are known
@@ -107,8 +105,10 @@ class PreferenceDataModule(L.LightningDataModule):
         self.layout = layout
         self.max_length = int(max_length)
         self.truncation = truncation
-        self.validation_share = validation_share
-        self.id_share = id_share
+        check_names({"data.ood": self.ood, "data.ood_validation": self.ood_validation})
+        self.held_out = HeldOut(validation_share, id_share)
+        if id is not None:
+            self.held_out = replace(self.held_out, id=0.0)
         self.on_bad_row = on_bad_row
         self.sources_in_every_batch = sources_in_every_batch
         self.watch_test_sets = watch_test_sets
@@ -126,29 +126,7 @@ class PreferenceDataModule(L.LightningDataModule):
         self.evaluation_sets: dict[str, EvaluationSet] = {}
         self.training_pairs: EncodedComparisons | None = None
         self._whole: EncodedComparisons | None = None  # of which the training pairs are a part
-        self.stream: Source | None = None  # read while it is trained on; training_pairs are then its first ones
-        self._batches: StreamedBatches | None = None
-        self._place: dict[str, Any] | None = None
-        self._check_options()
-
-    def _check_options(self) -> None:
-        shares = {"data.validation_share": self.validation_share, "data.id_share": self.id_share}
-        for key, share in shares.items():
-            if not 0 <= share < 1:
-                raise UserError(f"{key} is {share}: give a share of the training prompts, from 0 to below 1")
-        if sum(shares.values()) >= 1:
-            raise UserError(
-                "data.validation_share and data.id_share leave nothing to train on: they add up to 1 or more"
-            )
-        both = sorted(set(self.ood) & set(self.ood_validation))
-        if both:
-            raise UserError(f"{both[0]!r} is in data.ood and in data.ood_validation: a set either tests or selects")
-        for key, names in {"data.ood": self.ood, "data.ood_validation": self.ood_validation}.items():
-            for name in names:
-                if not name or set(name) & set("/\\") or name in {"validation", "id"}:
-                    raise UserError(
-                        f"{key}: {name!r} cannot name a set; use letters, digits and _ other than validation, id"
-                    )
+        self.stream: TrainingStream | None = None  # read while it is trained on; training_pairs are then its first ones
 
     # Reading, once for all stages
 
@@ -163,7 +141,7 @@ class PreferenceDataModule(L.LightningDataModule):
         self._ask_module()
         encoder = ConversationEncoder(self.tokenizer, self.max_length, self.truncation)
         opened, cache = self._open(), Cache(self.cache_dir)
-        self.stream = take_stream(opened)
+        streamed = take_stream(opened)
         ledgers = {key: [self.report.ledger(_place(key), source.name) for source in opened[key]] for key in opened}
         corpora = {  # the largest comes last, so that mistakes in the others are said soon
             key: Corpus.prepared(key, opened[key], encoder, cache, self.preparation_workers)
@@ -175,23 +153,23 @@ class PreferenceDataModule(L.LightningDataModule):
         for key, corpus in corpora.items():
             corpus.account(ledgers[key], self.on_bad_row)
             corpus.use(corpus.usable(), ledgers[key])
-        parts = self._split(train)
+        parts = self.held_out.parts(train)
         train.count_near_leaks(parts["train"], tested, ledgers["data.train"])
         self.training_pairs = train.encoded(parts["train"])
-        for name in ("validation", "id"):
+        for name in OF_TRAINING:
             self._add_set(name, train, parts[name])
             self._account_for(name, train, parts[name])
         for key, corpus in corpora.items():
             if key != "data.train":
-                self._add_set(_stem(key), corpus, corpus.usable())
+                self._add_set("/".join(_place(key)), corpus, corpus.usable())
         if not len(self.training_pairs):
             reasons = SourceLedger.total(ledgers["data.train"]).reasons()
             raise UserError(f"data.train: no pair of {train.name} is left to train on: {reasons}")
-        if self.stream is None:
+        if streamed is None:
             self._weaken(train, parts["train"])
             self.plan = self._plan(self.training_pairs, train)
         else:
-            self._start_stream(self.stream, encoder, tested)
+            self.stream = self._stream(streamed, encoder, tested)
         self.report.previews = previews(self.tokenizer, self.training_pairs)
 
     def _weaken(self, train: Corpus, places: np.ndarray) -> None:
@@ -206,7 +184,7 @@ class PreferenceDataModule(L.LightningDataModule):
         self.report.robustness = self.robustness.account(self.training_pairs, part, swaps)
         self._whole, self.training_pairs = self.training_pairs, swapped(part, swaps)
 
-    def _start_stream(self, source: Source, encoder: ConversationEncoder, tested: Sequence[Corpus]) -> None:
+    def _stream(self, source: Source, encoder: ConversationEncoder, tested: Sequence[Corpus]) -> TrainingStream:
         if self.sources_in_every_batch:
             raise UserError(
                 "data.sources_in_every_batch: the sources of a stream are not known beforehand; leave it false, or set "
@@ -216,16 +194,14 @@ class PreferenceDataModule(L.LightningDataModule):
             raise UserError(
                 "data.label_noise and data.train_fraction take no stream: leave them out, or set streaming to false"
             )
-        held_out = self.validation_share + (0.0 if self.id is not None else self.id_share)
         self.report.stream = SourceLedger(source.name)
-        self._streamed = partial(
-            StreamedBatches,
-            source,
-            encoder,
-            self.report.stream,
+        return TrainingStream(
+            source=source,
+            encoder=encoder,
+            ledger=self.report.stream,
             batch_size=self.batch_size,
             seed=self.seed,
-            held_out=lambda comparison: hash_share(first_user_turn(comparison)) < held_out,
+            held_out=self.held_out.holds,
             leaks=frozenset().union(*(corpus.prompt_keys() for corpus in tested)),
             on_bad_row=self.on_bad_row,
         )
@@ -288,21 +264,9 @@ class PreferenceDataModule(L.LightningDataModule):
         opened = {"data.train": open_sources(self.train, "data.train")}
         return opened | {key: [open_source(source, key)] for key, source in named.items() if source is not None}
 
-    def _split(self, train: Corpus) -> dict[str, np.ndarray]:
-        """Training, validation and ID comparisons; dialogues with the same first user turn stay together."""
-        id_share = 0.0 if self.id is not None else self.id_share
-        usable = train.usable()
-        part = np.searchsorted(
-            [self.validation_share, self.validation_share + id_share], train.shares()[usable], "right"
-        )
-        return {name: usable[part == number] for number, name in enumerate(("validation", "id", "train"))}
-
     def _add_set(self, name: str, corpus: Corpus, places: np.ndarray) -> None:
         if len(places):
-            encoded = corpus.encoded(places)
-            encoded.columns |= corpus.held_out_columns(places)
-            encoded.kept = np.arange(len(places))
-            self.evaluation_sets[name] = EvaluationSet(name, corpus.comparisons(places), encoded)
+            self.evaluation_sets[name] = evaluation_set(name, corpus, places)
 
     def _account_for(self, name: str, train: Corpus, places: np.ndarray) -> None:
         """An account of a held-out set by itself; its rows are in the account of the training source too."""
@@ -318,7 +282,7 @@ class PreferenceDataModule(L.LightningDataModule):
         assert self.trainer is not None
         trainer = self.trainer
         if self.stream is not None:
-            return self._stream_loader(trainer)
+            return self.stream.loader(self._layout(), trainer)
         # a head alone is cheap: the whole optimizer batch is one micro-batch
         layout = self._embedded(self.training_pairs if self._whole is None else self._whole, None)
         if self._whole is not None and self._whole.embeddings is not None:
@@ -326,27 +290,13 @@ class PreferenceDataModule(L.LightningDataModule):
         dataset = OptimizerBatches(self.training_pairs, self.plan, layout, trainer.global_rank, trainer.world_size)
         return loader(dataset, StepSampler(dataset, trainer), self.num_workers, self.seed)
 
-    def _stream_loader(self, trainer: L.Trainer) -> DataLoader:
-        self._batches = self._streamed(
-            layout=self._layout(),
-            step=lambda: trainer.global_step,
-            rank=trainer.global_rank,
-            world=trainer.world_size,
-        )
-        if self._place is not None:
-            self._batches.load_state_dict(self._place)
-        return DataLoader(self._batches, batch_size=None, pin_memory=torch.cuda.is_available())
-
     def state_dict(self) -> dict[str, Any]:
         """The place in a stream, for checkpoints; without one there is nothing to save (see `BatchPlan`)."""
-        if self._batches is None or self.trainer is None:
-            return {}
-        return {"stream": self._batches.state_dict(self.trainer.global_step)}
+        return {} if self.stream is None else self.stream.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._place = state_dict.get("stream")
-        if self._batches is not None and self._place is not None:
-            self._batches.load_state_dict(self._place)
+        if self.stream is not None:
+            self.stream.load_state_dict(state_dict)
 
     def val_dataloader(self) -> list[DataLoader]:
         selecting = ("validation", "ood_validation/")
@@ -383,10 +333,5 @@ class PreferenceDataModule(L.LightningDataModule):
 
 
 def _place(key: str) -> tuple[str, ...]:
-    """Where a source stands in the data report: data.ood.llmbar -> (ood, llmbar)."""
+    """Where a source stands in the data report, and its set in metrics: data.ood.llmbar -> (ood, llmbar)."""
     return tuple(key.split(".", 2)[1:])
-
-
-def _stem(key: str) -> str:
-    """The stem of a set's metrics: data.ood.llmbar -> ood/llmbar."""
-    return "/".join(_place(key))

@@ -31,7 +31,7 @@ def loader(dataset: Dataset, sampler: DistributedSampler, workers: int, seed: in
         sampler=sampler,
         num_workers=workers,
         pin_memory=torch.cuda.is_available(),
-        worker_init_fn=_ignore_termination,
+        worker_init_fn=_leave_signals_to_the_run,
         # a generator of its own: the loader would otherwise draw from the global random stream
         generator=torch.Generator().manual_seed(seed),
     )
@@ -102,6 +102,7 @@ class StepSampler(OwnBatches):
         return iter([(epoch, offset) for offset in range(start, length)])
 
 
-def _ignore_termination(worker: int) -> None:
-    """A worker leaves SIGTERM to its run, which stops it after the step."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+def _leave_signals_to_the_run(worker: int) -> None:
+    """A worker gets what its process group gets, and is stopped by its run after the step."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)

@@ -12,10 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Set
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
-from torch.utils.data import IterableDataset
+import torch
+from torch.utils.data import DataLoader, IterableDataset
 
 from aplot_lightning.data.batching import Layout, collate, rank_micro_batches
 from aplot_lightning.data.comparisons import Comparison, RowError, parse_comparison
@@ -25,6 +26,9 @@ from aplot_lightning.data.report import SourceLedger
 from aplot_lightning.data.sources.source import Row, Source
 from aplot_lightning.errors import UserError
 from aplot_lightning.types import Batch
+
+if TYPE_CHECKING:
+    import lightning as L
 
 BLOCK = 10_000  # rows of a block, within which pairs are shuffled
 
@@ -171,6 +175,46 @@ class StreamedBatches(IterableDataset):
         batches = max(1, total // self.batch_size)
         batch_of = (np.cumsum(counts) - counts) * batches // max(total, 1)
         return np.split(order, np.flatnonzero(np.diff(batch_of)) + 1) if total else []
+
+
+class TrainingStream:
+    """The stream of a run: known from `setup` on, read once there is a trainer, its place kept in checkpoints.
+
+    Args:
+        options: of `StreamedBatches`, but for those that the trainer and the model know.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        self._options = options
+        self._trainer: L.Trainer | None = None
+        self._batches: StreamedBatches | None = None
+        self._restored: dict[str, Any] | None = None
+
+    def loader(self, layout: Layout, trainer: L.Trainer) -> DataLoader:
+        """The optimizer batches from the trainer's step, or the restored place, on."""
+        self._trainer = trainer
+        self._batches = StreamedBatches(
+            **self._options,
+            layout=layout,
+            step=lambda: trainer.global_step,
+            rank=trainer.global_rank,
+            world=trainer.world_size,
+        )
+        if self._restored is not None:
+            self._batches.load_state_dict(self._restored)
+        return DataLoader(self._batches, batch_size=None, pin_memory=torch.cuda.is_available())
+
+    def state_dict(self) -> dict[str, Any]:
+        """The place after the trainer's steps, as primitives; nothing before there is a loader."""
+        if self._batches is None or self._trainer is None:
+            return {}
+        return {"stream": self._batches.state_dict(self._trainer.global_step)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The next iteration begins at this place, of the loader that there is or is made later."""
+        self._restored = state.get("stream")
+        if self._batches is not None and self._restored is not None:
+            self._batches.load_state_dict(self._restored)
 
 
 def _account(ledger: SourceLedger) -> dict[str, Any]:
