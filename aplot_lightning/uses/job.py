@@ -21,7 +21,7 @@ from aplot_lightning.errors import UserError
 from aplot_lightning.model.locate import locate_model
 from aplot_lightning.uses.normalisation import Normalisation, Running
 from aplot_lightning.uses.part import AFRESH, Part, check_output
-from aplot_lightning.uses.progress import progress, warn
+from aplot_lightning.uses.progress import progress, rows_of, warn
 from aplot_lightning.uses.rows import Row, read_row
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ def score_all(job: Job, source: Source, rows: Rows, scorer: Scorer, part: Part, 
     try:
         reader = Chunks(rows, read, scorer)
         reader.skip(part.mark.rows, part.mark.digest)
-        with progress(source, part.mark.rows) as advance, ThreadPoolExecutor(1) as ahead:
+        with progress(lambda: rows_of(source), part.mark.rows) as advance, ThreadPoolExecutor(1) as ahead:
             coming = ahead.submit(next, reader, None)
             while (chunk := coming.result()) is not None:
                 coming = ahead.submit(next, reader, None)

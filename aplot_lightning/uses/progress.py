@@ -20,11 +20,11 @@ def warn(message: object) -> None:
 
 
 @contextmanager
-def progress(source: Source, done: int) -> Iterator[Callable[[int], None]]:
+def progress(total: Callable[[], int | None], done: int = 0) -> Iterator[Callable[[int], None]]:
     """A function that counts rows.
 
     Args:
-        source: whose rows are counted beforehand where that is quick.
+        total: gives the number of all rows, None where it is not known; asked only where there is a bar.
         done: rows of a former run.
     """
     if not sys.stderr.isatty():
@@ -32,7 +32,7 @@ def progress(source: Source, done: int) -> Iterator[Callable[[int], None]]:
         return
     from tqdm import tqdm
 
-    with tqdm(total=rows_of(source), initial=done, unit=" rows", leave=False) as bar:
+    with tqdm(total=total(), initial=done, unit=" rows", leave=False) as bar:
 
         def advance(rows: int) -> None:
             bar.update(rows)

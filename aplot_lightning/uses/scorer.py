@@ -69,7 +69,7 @@ class Scorer:
         Raises:
             UserError: one cannot be read, or has no mean and scale to normalise by.
         """
-        models = [_load(name, key, dtype, max_length) for name, key in names]
+        models = [load_model(name, key, dtype, max_length) for name, key in names]
         found = [normalisation_of(name, key) for name, key in names] if normalise else []
         return Scorer(models, combine, batch_size, batch_tokens, tuple(found))
 
@@ -122,20 +122,30 @@ def combined(rewards: Sequence[float], combine: Combine) -> float:
     return mean - fmean((reward - mean) ** 2 for reward in rewards)
 
 
-def _load(name: str, key: str, dtype: str, max_length: int | None) -> RewardModel:
-    """The RewardModel, on a GPU if there is one."""
+def load_model(name: str, key: str, dtype: str = "float32", max_length: int | None = None) -> RewardModel:
+    """The RewardModel, on a GPU if there is one; what it warns of is one line on stderr.
+
+    Args:
+        name, dtype, max_length, key: as in `RewardModel.from_pretrained`.
+
+    Raises:
+        UserError: it cannot be read.
+    """
     import torch
 
-    from aplot_lightning.model.configuration import torch_dtype
+    from aplot_lightning.model.configuration import emulation
     from aplot_lightning.model.reward_model import RewardModel
 
-    torch_dtype(dtype)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    slow = emulation(dtype, device)
+    if slow is not None:
+        warn(f"--dtype: {slow}")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         loaded = RewardModel.from_pretrained(name, dtype=dtype, max_length=max_length, key=key)
     for warning in caught:
         warn(warning.message)
-    return loaded.to("cuda" if torch.cuda.is_available() else "cpu")
+    return loaded.to(device)
 
 
 def _encode(rows: Sequence[Row], model: RewardModel) -> Encoded:

@@ -21,6 +21,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrai
 
 from aplot_lightning.commands.score import main
 from aplot_lightning.errors import UserError
+from aplot_lightning.model.configuration import emulation
 from aplot_lightning.model.reward_model import RewardModel
 from aplot_lightning.uses import job
 from aplot_lightning.uses.normalisation import Normalisation, with_normalisation
@@ -163,6 +164,13 @@ def test_a_model_without_head_is_said_in_one_line(model, tmp_path, capsys):
     main(str(folder), str(write(tmp_path / "in.jsonl", GOOD)), str(tmp_path / "out.jsonl"))
     (warning,) = capsys.readouterr().err.splitlines()
     assert warning.startswith(f"warning: {str(folder)!r} has no reward head: ")
+
+
+def test_a_precision_that_the_processor_emulates_is_said(model, tmp_path, capsys):
+    main(model, str(write(tmp_path / "in.jsonl", GOOD)), str(tmp_path / "out.jsonl"), dtype="bfloat16")
+    slow = emulation("bfloat16", torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    expected = [] if slow is None else [f"warning: --dtype: {slow}"]
+    assert [line for line in capsys.readouterr().err.splitlines() if "--dtype" in line] == expected
 
 
 def test_an_existing_output_is_left_alone_unless_told(model, tmp_path):
