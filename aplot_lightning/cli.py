@@ -34,11 +34,14 @@ COMMANDS = {
     "select": "preference pairs for DPO out of scored candidates",
     "tune": "an Optuna study whose trials are runs of fit",
 }
-USER_MISTAKE, FAILURE, TERMINATED = 2, 1, 143
+USER_MISTAKE, FAILURE, INTERRUPTED, TERMINATED = 2, 1, 130, 143
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command and returns its exit code: 0, 2 on a user's mistake, 143 after SIGTERM, 1 on anything else."""
+    """Runs one command and returns its exit code.
+
+    0, 2 on a user's mistake, 130 after ctrl-C, 143 after SIGTERM, 1 on anything else.
+    """
     words = list(sys.argv[1:] if arguments is None else arguments)
     if not words or words[0] in {"-h", "--help", "help"}:
         print(_help())
@@ -55,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except RunError as error:
         return _say(error, FAILURE)
     except KeyboardInterrupt:
-        return _say("interrupted", 130)
+        return _say("interrupted", INTERRUPTED)
 
 
 def _run(command: str, arguments: list[str]) -> int:

@@ -31,6 +31,26 @@ def torch_dtype(name: str) -> torch.dtype:
     return DTYPES[name]
 
 
+def emulation(name: str, device: torch.device) -> str | None:
+    """What to say where a processor has no instructions for matrices of this dtype; else None.
+
+    Measured on an AMD EPYC with AVX2 alone: a product of bfloat16 matrices takes about 40 times as long.
+
+    Raises:
+        UserError: there is no dtype of this name.
+    """
+    dtype = torch_dtype(name)
+    if device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return None
+    known = {
+        torch.bfloat16: torch.ops.mkldnn._is_mkldnn_bf16_supported,
+        torch.float16: torch.ops.mkldnn._is_mkldnn_fp16_supported,
+    }
+    if dtype not in known or known[dtype]():
+        return None
+    return f"this processor emulates {name}, which is many times slower than float32"
+
+
 def saved_dtype(config: PreTrainedConfig) -> str:
     """The name of the dtype in which a model was saved; float32 where its config does not say."""
     return str(config.dtype or torch.float32).removeprefix("torch.")

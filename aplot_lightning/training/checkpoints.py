@@ -12,6 +12,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from aplot_lightning.errors import UserError
@@ -52,10 +53,8 @@ class LastCheckpoint(Checkpoint):
             self._save(trainer)
 
     def on_exception(self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException) -> None:
-        """A run that was asked to stop keeps its last finished step."""
-        from lightning.pytorch.utilities.exceptions import SIGTERMException
-
-        stopped = isinstance(exception, (SIGTERMException, KeyboardInterrupt))
+        """A run that was asked to stop keeps its last finished step; any other may have ended in the midst of one."""
+        stopped = isinstance(exception, SIGTERMException)
         if stopped and trainer.training and self._saved_at != trainer.global_step:
             self._save(trainer)
 
@@ -96,10 +95,15 @@ def _step_of(path: Path) -> int | None:
 
 
 def validation_is_due(trainer: L.Trainer) -> bool:
-    """Whether Lightning validates after the step that just ended."""
+    """Whether a validation follows the step that just ended: one of Lightning's, or the one at `max_steps`.
+
+    Lightning does neither again in a run that goes on from a checkpoint of that step.
+    """
     loop = trainer.fit_loop
     assert loop._data_fetcher is not None
-    return trainer.limit_val_batches != 0 and loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
+    if trainer.limit_val_batches == 0:
+        return False
+    return trainer.global_step == trainer.max_steps or loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
 
 
 class BestCheckpoint(ModelCheckpoint):

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import shutil
 import sys
-import warnings
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -21,17 +19,19 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from aplot_lightning.cli import TERMINATED, one_line
+from aplot_lightning.cli import INTERRUPTED, TERMINATED, one_line
 from aplot_lightning.data.datamodule import PreferenceDataModule
 from aplot_lightning.errors import UserError
 from aplot_lightning.evaluation.report import compare_runs
 from aplot_lightning.training.atomic import replace_durably
-from aplot_lightning.training.callbacks import EndWithValidation, GracefulStop, MarginDiagnostics, Throughput
+from aplot_lightning.training.callbacks import MarginDiagnostics, Throughput
 from aplot_lightning.training.checkpoints import FOLDER, LastCheckpoint, best_checkpoint, can_select, find_checkpoint
+from aplot_lightning.training.ending import EndWithValidation, GracefulStop, Interrupted
 from aplot_lightning.training.left_out import BackboneLeftOut
 from aplot_lightning.training.lock import check_writable, lock_run, unlock_runs
 from aplot_lightning.training.module import RewardModelingModule
 from aplot_lightning.training.precision import suitable_precision
+from aplot_lightning.training.quiet import quieten
 from aplot_lightning.training.record import RunRecord
 from aplot_lightning.training.strategies import check_averaging, check_strategy, prepare_strategy
 from aplot_lightning.training.trainer import RunTrainer
@@ -268,11 +268,6 @@ def _check_endless(trainer: Any) -> None:
         )
 
 
-def _is_telling(record: logging.LogRecord) -> bool:
-    """Lightning's own advertisement, and a note at every checkpoint that says nothing of it, stay out of the log."""
-    return "litlogger" not in record.msg and "`weights_only` was not set" not in record.msg
-
-
 def run(arguments: list[str], cli: type[AplotCLI] | None = None) -> int:
     """One of Lightning's subcommands. Raises UserError for what jsonargparse refuses; returns the exit code.
 
@@ -286,19 +281,7 @@ def run(arguments: list[str], cli: type[AplotCLI] | None = None) -> int:
         "use_distributed_sampler": False,
         "enable_progress_bar": sys.stderr.isatty(),
     }
-    warnings.filterwarnings("ignore", message="LightningCLI's args parameter")  # cli.main takes words from Python too
-    warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated", category=FutureWarning)  # Lightning's own
-    warnings.filterwarnings("ignore", message=".*does not have many workers")  # batches are ready-made
-    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")  # checked before
-    warnings.filterwarnings("ignore", message=".*your dataloader is not resumable")  # it is: see StepSampler
-    warnings.filterwarnings("ignore", message="Found .* module.* in eval mode")  # a frozen backbone stays so
-    warnings.filterwarnings("ignore", message="Be aware that when using `ckpt_path`")  # evaluating saves nothing
-    warnings.filterwarnings("ignore", message="You're using the WeightAveraging callback")  # sharding is refused
-    warnings.filterwarnings("ignore", message="It is recommended to use .*sync_dist")  # figures are of all ranks
-    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")  # nobody writes into it
-    warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")  # a gradient scaler skips steps
-    for name in ("utilities.rank_zero", "trainer.connectors.checkpoint_connector"):
-        logging.getLogger(f"lightning.pytorch.{name}").addFilter(_is_telling)
+    quieten()
     # errors as exceptions, and no key by its first letters: a mistyped one is said
     parsing = {"exit_on_error": False, "allow_abbrev": False}
     try:
@@ -317,9 +300,14 @@ def run(arguments: list[str], cli: type[AplotCLI] | None = None) -> int:
         )
     except ArgumentError as error:
         raise UserError(one_line(str(error))) from error
-    except SIGTERMException:
+    except SIGTERMException as stopped:
         # the first rank speaks for those that it started; Lightning kills it where one of them ends with an error
-        return _left(0 if launched_by_lightning() else TERMINATED)
+        code = INTERRUPTED if isinstance(stopped, Interrupted) else TERMINATED
+        return _left(0 if launched_by_lightning() else code)
+    except SystemExit as left:
+        if isinstance(left.__context__, KeyboardInterrupt):  # Lightning leaves with 1
+            raise KeyboardInterrupt from None
+        raise
     finally:
         unlock_runs()
     return _left(0)

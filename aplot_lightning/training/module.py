@@ -27,7 +27,7 @@ from aplot_lightning.training.exact_batch import StepResult, abandoned_step, who
 from aplot_lightning.training.finite import NotFinitePolicy, all_finite
 from aplot_lightning.training.frozen import FrozenEmbeddings
 from aplot_lightning.training.optimization import build_optimizer, learning_rate_share, number_by_model
-from aplot_lightning.training.precision import check_precision, clip_gradients, gradient_scaler
+from aplot_lightning.training.precision import check_precision, clip_gradients, gradient_scaler, tell_emulated
 from aplot_lightning.types import Batch
 
 
@@ -144,6 +144,7 @@ class RewardModelingModule(EvaluatedModule):
 
     def setup(self, stage: str) -> None:
         check_precision(self.trainer)
+        tell_emulated(self.trainer, self.reward_model.dtype)
         alone = self.objective.separable and any(True for _ in self.objective.buffers())
         if self.not_finite.skips and self.trainer.world_size > 1 and alone:
             raise UserError(

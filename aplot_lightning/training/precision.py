@@ -8,9 +8,11 @@ import lightning as L
 import torch
 from lightning.pytorch.plugins.precision import HalfPrecision, MixedPrecision, Precision
 from lightning.pytorch.utilities import GradClipAlgorithmType
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import nn
 
 from aplot_lightning.errors import UserError
+from aplot_lightning.model.configuration import emulation
 from aplot_lightning.model.lora import widen_adapters
 from aplot_lightning.training.blocks import is_sharded
 
@@ -58,6 +60,22 @@ def check_precision(trainer: L.Trainer) -> None:
             "precision: Lightning's half precision would convert the head and the pairs' margins too; give the Trainer "
             "plugins=[aplot_lightning.training.precision.BFloat16Backbone()] in place of precision"
         )
+
+
+def tell_emulated(trainer: L.Trainer, weights: str) -> None:
+    """Says it where a run multiplies matrices in a precision that its processor only emulates.
+
+    Args:
+        trainer: its precision comes before that of the weights.
+        weights: the name of the backbone's dtype.
+    """
+    key, name = "model.dtype", weights
+    for beginning, half in {"bf16": "bfloat16", "16": "float16"}.items():
+        if str(trainer.precision).startswith(beginning):
+            key, name = "trainer.precision", half
+    slow = emulation(name, trainer.strategy.root_device)
+    if slow is not None:
+        rank_zero_info(f"{key}: {slow}")
 
 
 def clip_gradients(trainer: L.Trainer, optimizer: torch.optim.Optimizer, value: float, algorithm: str | None) -> None:

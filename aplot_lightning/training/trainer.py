@@ -15,8 +15,12 @@ from aplot_lightning.training.faults import told_in_one_line
 
 @contextmanager
 def _handlers_kept() -> Iterator[None]:
-    """Puts back the signal handlers of before: after an error Lightning restores those of its callbacks."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)}
+    """Puts back the signal handlers of before.
+
+    After an error Lightning restores those that its callbacks had set, and after ctrl-C it leaves that ignored.
+    """
+    kept = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+    before = {number: signal.getsignal(number) for number in kept}
     try:
         yield
     finally:

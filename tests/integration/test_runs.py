@@ -65,29 +65,52 @@ def test_a_crashed_run_goes_on_as_if_nothing_had_been(
 
 # before, at and after the ends of epochs and validations; SIGUSR1 is SLURM's warning
 @pytest.mark.parametrize(
-    ("step", "how"), [(2, "SIGTERM"), (3, "SIGTERM"), (8, "SIGTERM"), (17, "SIGTERM"), (5, "SIGUSR1")]
+    ("step", "how"),
+    [(2, "SIGTERM"), (3, "SIGTERM"), (8, "SIGTERM"), (17, "SIGTERM"), (5, "SIGUSR1"), (6, "SIGINT"), (7, "SIGINT")],
 )
 def test_a_signal_keeps_the_finished_step(laboratory, finished_run: Path, tmp_path: Path, step: int, how: str) -> None:
     stopped = probe("Interrupt", step=step, how=how)
-    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)]
-    assert laboratory("fit", tmp_path / "run", {**laboratory.whole, **stopped}) == 143
-    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)] == before
+    signals = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+    before = [signal.getsignal(number) for number in signals]
+    code = 130 if how == "SIGINT" else 143
+    assert laboratory("fit", tmp_path / "run", {**laboratory.whole, **stopped}) == code
+    assert [signal.getsignal(number) for number in signals] == before
     assert checkpoint(tmp_path / "run")["global_step"] == step + 1
     assert laboratory("fit", tmp_path / "run", {**laboratory.whole, "ckpt_path": "last"}) == 0
     assert_same_run(tmp_path / "run", finished_run)
 
 
-def test_sigterm_in_a_validation_ends_it_first(laboratory, finished_run: Path, tmp_path: Path) -> None:
-    stopped = probe("Interrupt", step=4, how="SIGTERM", in_validation=True)
-    assert laboratory("fit", tmp_path / "run", {**laboratory.whole, **stopped}) == 143
+@pytest.mark.parametrize(("how", "code"), [("SIGTERM", 143), ("SIGINT", 130)])
+def test_a_signal_in_a_validation_ends_it_first(
+    laboratory, finished_run: Path, tmp_path: Path, how: str, code: int
+) -> None:
+    stopped = probe("Interrupt", step=4, how=how, in_validation=True)
+    assert laboratory("fit", tmp_path / "run", {**laboratory.whole, **stopped}) == code
     assert laboratory("fit", tmp_path / "run", {**laboratory.whole, "ckpt_path": "last"}) == 0
     assert_same_run(tmp_path / "run", finished_run)
 
 
-def test_processes_that_are_killed_or_terminated(laboratory, finished_run: Path, tmp_path: Path) -> None:
-    """The two real signals to real processes; SIGTERM to loader workers too, which leave it to their run."""
+@pytest.mark.parametrize("stop", [{"step": 7}, {"step": 8, "in_validation": True}], ids=str)
+def test_a_second_ctrl_c_ends_the_run_at_once_with_the_checkpoint_before(
+    laboratory, finished_run: Path, tmp_path: Path, capfd: pytest.CaptureFixture, stop: dict[str, Any]
+) -> None:
+    options = {**laboratory.whole, "checkpoint_every_n_steps": 3}
+    one = probe("Interrupt", how="SIGINT", **stop)["trainer.callbacks"]
+    before = signal.getsignal(signal.SIGINT)
+    assert laboratory("fit", tmp_path / "run", {**options, "trainer.callbacks": [*one, *one]}) == 130
+    assert signal.getsignal(signal.SIGINT) == before
+    said = capfd.readouterr().err
+    assert said.count("ctrl-C again stops at once") == 1
+    assert said.splitlines()[-1] == "aplot: interrupted"
+    assert checkpoint(tmp_path / "run")["global_step"] == 6
+    assert laboratory("fit", tmp_path / "run", {**options, "ckpt_path": "last"}) == 0
+    assert_same_run(tmp_path / "run", finished_run)
+
+
+def test_processes_that_are_killed_or_stopped(laboratory, finished_run: Path, tmp_path: Path) -> None:
+    """Real signals to real processes; those that stop a run to loader workers too, which leave them to it."""
     options = {**laboratory.whole, "checkpoint_every_n_steps": 2}
-    names = {"SIGKILL": (-signal.SIGKILL, 0, 6), "group": (143, 2, 8)}
+    names = {"SIGKILL": (-signal.SIGKILL, 0, 6), "group SIGTERM": (143, 2, 8), "group SIGINT": (130, 2, 8)}
     processes = {
         name: laboratory.start(
             "fit", tmp_path / name, {**options, "data.num_workers": workers, **probe("Interrupt", step=7, how=name)}
@@ -161,6 +184,31 @@ def test_two_ranks_are_one_run(laboratory, tmp_path: Path, objective: str) -> No
 
 def test_max_steps_in_mid_epoch_ends_with_a_validation(laboratory, tmp_path: Path) -> None:
     assert laboratory("fit", tmp_path / "run", {"trainer.max_steps": 5}) == 0
+    assert list(curve(tmp_path / "run", "validation/accuracy")) == [4]
+    assert checkpoint(tmp_path / "run")["global_step"] == checkpoint(tmp_path / "run", "best")["global_step"] == 5
+
+
+@pytest.mark.parametrize(
+    ("stop", "kept"),
+    [
+        ({"step": 4, "how": "SIGTERM"}, 5),
+        ({"step": 5, "how": "SIGTERM", "in_validation": True}, 5),
+        ({"step": 5, "in_validation": True}, 4),  # a checkpoint of the last step would leave nothing to go on with
+    ],
+    ids=str,
+)
+def test_a_run_that_is_stopped_at_max_steps_still_has_its_last_validation(
+    laboratory, tmp_path: Path, stop: dict[str, Any], kept: int
+) -> None:
+    options = {"trainer.max_steps": 5, "checkpoint_every_n_steps": 1}
+    stopped = {**options, **probe("Interrupt", **stop)}
+    if "how" in stop:
+        assert laboratory("fit", tmp_path / "run", stopped) == 143
+    else:
+        with pytest.raises(MemoryError):
+            laboratory("fit", tmp_path / "run", stopped)
+    assert checkpoint(tmp_path / "run")["global_step"] == kept
+    assert laboratory("fit", tmp_path / "run", {**options, "ckpt_path": "last"}) == 0
     assert list(curve(tmp_path / "run", "validation/accuracy")) == [4]
     assert checkpoint(tmp_path / "run")["global_step"] == checkpoint(tmp_path / "run", "best")["global_step"] == 5
 

@@ -16,7 +16,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from aplot_lightning import RewardModel
 from aplot_lightning.cli import main
 from aplot_lightning.data.world import PreferenceWorld
-from tests.runs import checkpoint, curve
+from tests.runs import checkpoint, curve, probe
 
 ROOT = Path(__file__).parents[2]
 FSDP = {"class_path": "lightning.pytorch.strategies.ModelParallelStrategy"}
@@ -141,12 +141,16 @@ def test_a_sharded_run_is_exported_as_a_model_that_transformers_alone_scores_ali
     assert max(found) - min(found) > 0.01
 
 
-def test_both_ranks_stop_together_on_a_signal_and_the_command_says_143(laboratory: Any, tmp_path: Path) -> None:
-    """Each rank gets SIGTERM in the step after 3, as SLURM sends it."""
-    stop = [{"class_path": "tests.training.probes.Interrupt", "init_args": {"step": 3, "how": "SIGTERM"}}]
-    process = launch(laboratory, tmp_path / "run", "ddp", {"trainer.max_steps": 18, "trainer.callbacks": stop})
+@pytest.mark.parametrize(("how", "code"), [("SIGTERM", 143), ("SIGINT", 130)])
+def test_both_ranks_stop_together_on_a_signal_and_the_command_says_which(
+    laboratory: Any, tmp_path: Path, how: str, code: int
+) -> None:
+    """Each rank gets it in the step after 3, as SLURM and a terminal send it."""
+    options = {"trainer.max_steps": 18, **probe("Interrupt", step=3, how=how)}
+    process = launch(laboratory, tmp_path / "run", "ddp", options)
     _, said = process.communicate(timeout=300)
-    assert process.returncode == 143, said
+    assert process.returncode == code, said
+    assert said.count("ctrl-C again stops at once") == (how == "SIGINT")
     assert checkpoint(tmp_path / "run")["global_step"] == 4
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 from transformers import AutoConfig
 
@@ -10,6 +11,7 @@ from aplot_lightning.errors import UserError
 from aplot_lightning.model.configuration import (
     config_from_dict,
     config_to_dict,
+    emulation,
     prepare_config,
     read_config,
     torch_dtype,
@@ -89,3 +91,12 @@ def test_mistakes():
         prepare_config(config, attention=None, dropout=1.0)
     with pytest.raises(UserError, match="dtype 'int8' is unknown: choose one of float64, float32"):
         torch_dtype("int8")
+
+
+def test_half_precisions_are_emulated_where_vectors_are_short():
+    capability = torch.backends.cpu.get_cpu_capability()
+    if capability not in ("AVX2", "AVX512"):
+        pytest.skip(f"what {capability} means for bfloat16 is not known here")
+    assert (emulation("bfloat16", torch.device("cpu")) is not None) == (capability != "AVX512")
+    assert emulation("float32", torch.device("cpu")) is None
+    assert emulation("bfloat16", torch.device("cuda")) is None

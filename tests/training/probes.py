@@ -18,7 +18,7 @@ class Interrupt(L.Callback):
 
     Args:
         step: optimizer steps before it.
-        how: the name of a signal, SIGTERM to the whole process group (group), or an exception (crash).
+        how: the name of a signal, `group` and the name of one to the whole process group, or an exception (crash).
         in_validation: in the validation.
     """
 
@@ -38,10 +38,11 @@ class Interrupt(L.Callback):
             self.step = -1
             if self.how == "crash":
                 raise MemoryError("as if the machine had gone")
-            if self.how == "group":  # as a terminal or a batch system does: loader workers get it too
-                os.killpg(os.getpgid(0), signal.SIGTERM)
+            number = getattr(signal, self.how.removeprefix("group "))
+            if self.how.startswith("group "):  # as a terminal or a batch system does: loader workers get it too
+                os.killpg(os.getpgid(0), number)
             else:
-                os.kill(os.getpid(), getattr(signal, self.how))
+                os.kill(os.getpid(), number)
 
 
 class Poison(L.Callback):

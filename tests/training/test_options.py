@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModel
 
 from aplot_lightning import PreferenceDataModule, RewardModel, RewardModelingModule
 from aplot_lightning.errors import UserError
+from aplot_lightning.model.configuration import emulation
 from aplot_lightning.objectives import Objective, TransportMargin
 from aplot_lightning.training.blocks import blocks_of
 from aplot_lightning.training.optimization import build_optimizer
@@ -33,10 +34,13 @@ def complaint(capsys: pytest.CaptureFixture[str]) -> str:
 
 
 @pytest.mark.parametrize("precision", ["bf16-true", "bf16-mixed"])
-def test_head_and_losses_stay_float32(laboratory, tmp_path: Path, precision: str) -> None:
+def test_head_and_losses_stay_float32(laboratory, tmp_path: Path, precision: str, caplog) -> None:
     run_dir = tmp_path / "run"
     options = {**SHORT, "objective": "aplot", "trainer.precision": precision, "trainer.gradient_clip_val": 1.0}
+    caplog.set_level("INFO", "lightning.pytorch.utilities.rank_zero")
     assert laboratory("fit", run_dir, options) == 0
+    told = "trainer.precision: this processor emulates bfloat16" in caplog.text
+    assert told == (emulation("bfloat16", torch.device("cpu")) is not None)
     state = checkpoint(run_dir)["state_dict"]
     dtypes = {key.split(".")[1]: tensor.dtype for key, tensor in state.items()}
     assert dtypes["head"] == torch.float32
