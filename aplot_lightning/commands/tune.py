@@ -8,12 +8,12 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from aplot_lightning.cli import TERMINATED
+
 if TYPE_CHECKING:
     from aplot_lightning.tuning.launch import Launcher
     from aplot_lightning.tuning.slots import Slots
     from aplot_lightning.tuning.study import StudyConfig
-
-TERMINATED = 143
 
 
 def main(
