@@ -20,6 +20,8 @@ from typing import Any
 
 import torch
 
+from tests.processes import ended, forked
+
 ROOT = Path(__file__).parents[2]
 KILLS = int(os.environ.get("APLOT_KILLS", 4))  # 20 for the whole measurement
 STEPS = 10 * KILLS
@@ -69,35 +71,6 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bits(laboratory
     assert figures[0]["id"] == figures[1]["id"]
 
 
-def _start(words: list[str], log: Path) -> int:
-    """A run as a forked process; its id."""
-    process = os.fork()
-    if process:
-        return process
-    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(output, 1)
-    os.dup2(output, 2)
-    from aplot_lightning.cli import main
-
-    sys.argv = ["aplot", *words]
-    code = 70
-    try:
-        code = main(words)
-    finally:
-        os._exit(code)
-
-
-def _ended(process: int, seconds: float) -> int | None:
-    """The exit status of a process, waited for so long at most."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        done, status = os.waitpid(process, os.WNOHANG)
-        if done:
-            return os.waitstatus_to_exitcode(status)
-        time.sleep(0.005)
-    return None
-
-
 def _kill_repeatedly(words: dict[str, list[str]], folder: Path, kills: int) -> list[int]:
     """Runs both, one of them killed so often; the step of the newest checkpoint at each kill (0 without one)."""
     import aplot_lightning.training.cli  # noqa: F401
@@ -105,20 +78,20 @@ def _kill_repeatedly(words: dict[str, list[str]], folder: Path, kills: int) -> l
     torch.set_num_threads(1)
     log = folder / "log.txt"
     start = time.monotonic()
-    process = _start(words["undisturbed"], log)
+    process = forked(words["undisturbed"], log)
     last = folder / "undisturbed" / "checkpoints" / "last.ckpt"
     while not last.exists():
         time.sleep(0.01)
     first = time.monotonic() - start
-    assert _ended(process, 1000) == 0, log.read_text()[-2000:]
+    assert ended(process, 1000) == 0, log.read_text()[-2000:]
     training = time.monotonic() - start - first
     chance = random.Random(5)
     last = folder / "killed" / "checkpoints" / "last.ckpt"
     steps: list[int] = []
     while len(steps) < kills:
-        process = _start([*words["killed"], *(["--ckpt_path", "last"] if last.exists() else [])], log)
+        process = forked([*words["killed"], *(["--ckpt_path", "last"] if last.exists() else [])], log)
         seconds = first * chance.uniform(0.5, 1.0) + chance.uniform(0, 1.4 * training / kills)
-        code = _ended(process, seconds)
+        code = ended(process, seconds)
         assert code in (None, 0), log.read_text()[-2000:]
         if code == 0:  # it was ready before it was killed: from the beginning
             shutil.rmtree(folder / "killed")
@@ -126,8 +99,8 @@ def _kill_repeatedly(words: dict[str, list[str]], folder: Path, kills: int) -> l
         os.kill(process, signal.SIGKILL)
         os.waitpid(process, 0)
         steps.append(torch.load(last, weights_only=True)["global_step"] if last.exists() else 0)
-    process = _start([*words["killed"], *(["--ckpt_path", "last"] if last.exists() else [])], log)
-    assert _ended(process, 1000) == 0, log.read_text()[-2000:]
+    process = forked([*words["killed"], *(["--ckpt_path", "last"] if last.exists() else [])], log)
+    assert ended(process, 1000) == 0, log.read_text()[-2000:]
     return steps
 
 

@@ -12,12 +12,12 @@ import random
 import signal
 import subprocess
 import sys
-import time
-import traceback
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.processes import ended, forked
 
 ROOT = Path(__file__).parents[2]
 KILLS = int(os.environ.get("APLOT_KILLS", 3))  # 10 for the whole measurement
@@ -64,36 +64,6 @@ def test_a_scoring_that_is_killed_again_and_again_writes_the_same_bytes(
         assert len(outputs[0].read_bytes().splitlines()) == ROWS
 
 
-def _start(words: list[str], log: Path) -> int:
-    """A command as a forked process; its id."""
-    process = os.fork()
-    if process:
-        return process
-    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(output, 1)
-    os.dup2(output, 2)
-    from aplot_lightning.cli import main
-
-    code = 70
-    try:
-        code = main(words)
-    except BaseException:  # told in the log, which the test shows
-        traceback.print_exc()
-    finally:
-        os._exit(code)
-
-
-def _ended(process: int, seconds: float) -> int | None:
-    """The exit status of a process, waited for so long at most."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        done, status = os.waitpid(process, os.WNOHANG)
-        if done:
-            return os.waitstatus_to_exitcode(status)
-        time.sleep(0.002)
-    return None
-
-
 def _kill_repeatedly(undisturbed: list[str], killed: list[str], log: Path, kills: int) -> list[int]:
     """Runs both, one of them killed so often; bytes of its part file at each kill (0 without one)."""
     import torch
@@ -102,16 +72,16 @@ def _kill_repeatedly(undisturbed: list[str], killed: list[str], log: Path, kills
 
     torch.set_num_threads(1)
     job.CHUNK = CHUNK
-    assert _ended(_start(undisturbed, log), 1000) == 0, log.read_text()[-2000:]
+    assert ended(forked(undisturbed, log), 1000) == 0, log.read_text()[-2000:]
     chance = random.Random(3)
     part, journal, output = (Path(f"{killed[-1]}{end}") for end in (".part", ".part.journal", ""))
     written: list[int] = []
     while len(written) < kills:
-        process = _start([*killed, "--resume", "true"], log)
+        process = forked([*killed, "--resume", "true"], log)
         lines = ROWS // CHUNK * (len(written) + chance.random()) / kills  # a load decides nothing: killed by progress
-        while (code := _ended(process, 0.002)) is None:
+        while (code := ended(process, 0.002)) is None:
             if journal.exists() and journal.read_bytes().count(b"\n") > lines:
-                code = _ended(process, chance.uniform(0, 0.05))
+                code = ended(process, chance.uniform(0, 0.05))
                 break
         assert code in (None, 0), log.read_text()[-2000:]
         if code == 0:  # it was ready before it was killed: from the beginning
@@ -120,8 +90,8 @@ def _kill_repeatedly(undisturbed: list[str], killed: list[str], log: Path, kills
         os.kill(process, signal.SIGKILL)
         os.waitpid(process, 0)
         written.append(part.stat().st_size if part.exists() else 0)
-    process = _start([*killed, "--resume", "true"], log)
-    assert _ended(process, 1000) == 0, log.read_text()[-2000:]
+    process = forked([*killed, "--resume", "true"], log)
+    assert ended(process, 1000) == 0, log.read_text()[-2000:]
     return written
 
 
