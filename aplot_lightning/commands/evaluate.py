@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from aplot_lightning.evaluation.suites import Figures
 
 SHOWN = 3  # rows without a reward that are named
+WIDEST = 12  # columns of figures in the leaderboard's table; a file of pairs may name any number of subsets
 
 
 def main(
@@ -113,12 +114,17 @@ def _tell_unscored(problems: Sequence[tuple[str, str]], total: int) -> None:
 
 
 def _text(model: str, figures: Figures, rows: int) -> str:
-    """The leaderboard's table in per cent, and below it each part with its interval."""
+    """The leaderboard's table in per cent, and below it each part with its interval.
+
+    Where the table would be too wide, it leaves out what the parts below say again.
+    """
     from aplot_lightning.evaluation.report.tables import interval_text, number, text_table
 
-    row = [_per_cent(value) for value in figures.columns.values()]
-    tables = [text_table(["model", *figures.columns], [[model, *row]])]
     parts = figures.results.get("subsets")
+    columns = figures.columns
+    if len(columns) > WIDEST:
+        columns = {name: value for name, value in columns.items() if name not in (parts or {})}
+    tables = [text_table(["model", *columns], [[model, *map(_per_cent, columns.values())]])]
     if parts is None:
         tables.append(_levels(figures))
     else:

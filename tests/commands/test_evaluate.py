@@ -110,6 +110,16 @@ def test_pairs_are_judged_by_the_models_rewards(model, tmp_path, capsys, suffix)
     assert f"{100 * results['accuracy']:.1f}" in captured.out
 
 
+def test_a_table_of_many_subsets_leaves_them_to_the_parts_below(model, tmp_path, capsys) -> None:
+    few, many = ([f"subset{number}" for number in range(count)] for count in (11, 12))
+    for names in (few, many):
+        rows = [{**pairs(["a"])[0], "subset": name} for name in names]
+        results = run(model, "pairs", write(tmp_path / "rows.jsonl", rows), tmp_path / f"out{len(names)}")
+        assert list(results["subsets"]) == names
+        header = next(line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("model"))
+        assert header == ["model", "Accuracy", *(names if names is few else [])]
+
+
 def test_predictions_are_those_of_a_run(finished_run, laboratory, tmp_path) -> None:
     """The same rows as `fit` wrote for its OOD set, so that `report` and `compare` can pair them."""
     run(str(finished_run), "pairs", laboratory.folder / "hard.jsonl", tmp_path / "out", batch_size=7)
