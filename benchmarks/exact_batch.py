@@ -27,7 +27,7 @@ from transformers import LlamaConfig, LlamaModel
 from aplot_lightning import RewardModel
 from aplot_lightning.model.heads import make_head
 from aplot_lightning.objectives import Objective, TransportMargin
-from aplot_lightning.training.exact_batch import whole_batch_step
+from aplot_lightning.training.gradient_cache import whole_batch_step
 from aplot_lightning.types import Batch, Pairs
 
 PAIRS, MICRO = 32, 8

@@ -54,9 +54,9 @@ def loops(run: str, folder: str, max_length: int | None) -> dict[str, Callable[[
     from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
     from aplot_lightning.data.comparisons import conversation_of
-    from aplot_lightning.uses.job import Chunks
-    from aplot_lightning.uses.rows import read_row
-    from aplot_lightning.uses.scorer import Scorer
+    from aplot_lightning.inference.job import Chunks
+    from aplot_lightning.inference.rows import read_row
+    from aplot_lightning.inference.scorer import Scorer
 
     scorer = Scorer.load([(run, "--model")], max_length=max_length)
     tokenizer = AutoTokenizer.from_pretrained(folder)

@@ -18,9 +18,9 @@ from math import exp
 from statistics import fmean, pstdev
 
 from aplot_lightning.errors import UserError
+from aplot_lightning.inference.generation import Generator
+from aplot_lightning.inference.steering import best_of_n, speculative_decode
 from aplot_lightning.model.reward_model import RewardModel
-from aplot_lightning.uses.generation import Generator
-from aplot_lightning.uses.steering import best_of_n, speculative_decode
 
 
 def main() -> None:

@@ -34,10 +34,10 @@ FLOORS = {
     "objectives": {"types", "transport", "errors"},
     "evaluation": GROUND,
     "model": {"types", "errors", "data"},
-    "uses": {*GROUND, "data", "evaluation", "model"},
+    "inference": {*GROUND, "data", "evaluation", "model"},
     "training": {*GROUND, "data", "objectives", "evaluation", "model", "cli", "commands"},
     "tuning": {*GROUND, "data", "evaluation", "model", "objectives", "training", "cli"},
-    "commands": {*GROUND, "data", "objectives", "evaluation", "model", "training", "tuning", "uses", "cli"},
+    "commands": {*GROUND, "data", "objectives", "evaluation", "model", "training", "tuning", "inference", "cli"},
 }
 
 

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any, Literal
 from aplot_lightning.data.comparisons import RowError
 from aplot_lightning.data.sources import Source, open_source
 from aplot_lightning.errors import UserError
-from aplot_lightning.uses.output import check_output, json_line, replacing
+from aplot_lightning.inference.output import check_output, json_line, replacing
 
 if TYPE_CHECKING:
-    from aplot_lightning.uses.vote_curve import Point
-    from aplot_lightning.uses.votes import Ballot, Scale, Weighting
+    from aplot_lightning.inference.vote_curve import Point
+    from aplot_lightning.inference.votes import Ballot, Scale, Weighting
 
 Vote = Literal["majority", "best", "raw", "linear", "logit", "density"]
 NEED_CALIBRATION = ("linear", "logit", "density")
@@ -97,7 +97,7 @@ def _check(
 
 def _ballots(source: Source, pattern: re.Pattern[str] | None) -> Iterator[Ballot | None]:
     """The ballot of every row; None with a warning where there is none."""
-    from aplot_lightning.uses.samples import ballot_of
+    from aplot_lightning.inference.samples import ballot_of
 
     for where, row in source.rows():
         try:
@@ -121,8 +121,8 @@ def _weightings(
     vote: str, ballots: Sequence[Ballot], labelled: Sequence[Ballot] | None, scale: str, choices: int | None
 ) -> dict[str, Weighting]:
     """Every form of vote that can be held; where `vote` itself cannot be calibrated, that is the user's mistake."""
-    from aplot_lightning.uses.vote_calibration import CALIBRATED, calibrate
-    from aplot_lightning.uses.votes import VOTES, Weighting
+    from aplot_lightning.inference.vote_calibration import CALIBRATED, calibrate
+    from aplot_lightning.inference.votes import VOTES, Weighting
 
     chosen = _scale(ballots, labelled, scale)
     found: dict[str, Weighting] = {}
@@ -139,8 +139,8 @@ def _weightings(
 
 
 def _scale(ballots: Sequence[Ballot], labelled: Sequence[Ballot] | None, scale: str) -> Scale:
-    from aplot_lightning.uses.vote_calibration import fit_scale, labelled_samples
-    from aplot_lightning.uses.votes import Scale
+    from aplot_lightning.inference.vote_calibration import fit_scale, labelled_samples
+    from aplot_lightning.inference.votes import Scale
 
     inside = all(((b.rewards >= 0) & (b.rewards <= 1)).all() for b in [*ballots, *(labelled or [])])
     if scale == "auto":
@@ -156,7 +156,7 @@ def _scale(ballots: Sequence[Ballot], labelled: Sequence[Ballot] | None, scale: 
 def _write(
     path: Path, source: Source, ballots: Sequence[Ballot | None], weighting: Weighting, choices: int | None
 ) -> None:
-    from aplot_lightning.uses.votes import hold_vote
+    from aplot_lightning.inference.votes import hold_vote
 
     with replacing(path) as file:
         for (_, row), ballot in zip(source.rows(), ballots, strict=True):
@@ -189,7 +189,7 @@ def _table(
     ballots: Sequence[Ballot], weightings: Mapping[str, Weighting], choices: int | None, draws: int, seed: int
 ) -> None:
     """Prints accuracy against the number of samples."""
-    from aplot_lightning.uses.vote_curve import vote_curves
+    from aplot_lightning.inference.vote_curve import vote_curves
 
     curves = vote_curves(ballots, weightings, choices=choices, draws=draws, seed=seed)
     print(f"\n| n | prompts | {' | '.join(curves)} |")

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from aplot_lightning.data.suites import SUITES, Suite
 from aplot_lightning.errors import UserError
+from aplot_lightning.inference.output import check_output, replacing
+from aplot_lightning.inference.progress import progress, warn
+from aplot_lightning.inference.scorer import load_model
 from aplot_lightning.model.locate import locate_model
-from aplot_lightning.uses.output import check_output, replacing
-from aplot_lightning.uses.progress import progress, warn
-from aplot_lightning.uses.scorer import load_model
 
 if TYPE_CHECKING:
     from aplot_lightning.evaluation.suites import Figures
@@ -65,7 +65,7 @@ def main(
     locate_model(model, "--model")
 
     from aplot_lightning.evaluation.suites import BY_PROMPT, RULES
-    from aplot_lightning.uses.benchmarks import pair_table, prompt_table, read_rows, scored
+    from aplot_lightning.inference.benchmarks import pair_table, prompt_table, read_rows, scored
 
     try:
         rows = read_rows(Suite(suite, data))

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from aplot_lightning.errors import RunError, UserError
+from aplot_lightning.inference.job import first_rows, measure
+from aplot_lightning.inference.normalisation import card_section, with_normalisation
 from aplot_lightning.model.locate import HUB_NAME, ModelPlace, locate_model
-from aplot_lightning.uses.job import first_rows, measure
-from aplot_lightning.uses.normalisation import card_section, with_normalisation
 
 DTYPES = ("float32", "bfloat16", "float16")
 PACKAGES = ("aplot-lightning", "transformers", "tokenizers", "torch")

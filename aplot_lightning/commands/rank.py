@@ -9,9 +9,9 @@ from functools import partial
 from typing import Literal
 
 from aplot_lightning.errors import UserError
-from aplot_lightning.uses.job import Job, finish, first_rows, score_all
-from aplot_lightning.uses.ranking import ranked
-from aplot_lightning.uses.rows import read_candidates
+from aplot_lightning.inference.job import Job, finish, first_rows, score_all
+from aplot_lightning.inference.ranking import ranked
+from aplot_lightning.inference.rows import read_candidates
 
 
 def main(

@@ -9,13 +9,13 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from aplot_lightning.errors import UserError
-from aplot_lightning.uses.job import Job, finish, first_rows, rewards_of, score_all
-from aplot_lightning.uses.rows import Row, read_row, scored
+from aplot_lightning.inference.job import Job, finish, first_rows, rewards_of, score_all
+from aplot_lightning.inference.rows import Row, read_row, scored
 
 if TYPE_CHECKING:
-    from aplot_lightning.uses.calibration import Calibration
-    from aplot_lightning.uses.part import Part
-    from aplot_lightning.uses.scorer import Scorer
+    from aplot_lightning.inference.calibration import Calibration
+    from aplot_lightning.inference.part import Part
+    from aplot_lightning.inference.scorer import Scorer
 
 Method = Literal["temperature", "isotonic"]
 
@@ -97,14 +97,14 @@ def main(
     with job.open(scorer) as part:
         curve = _fitted(part, scorer, calibrate, calibration)
         score_all(job, source, rows, scorer, part, read_row, _with_probability(curve))
-        from aplot_lightning.uses.calibration import as_file, calibration_path
+        from aplot_lightning.inference.calibration import as_file, calibration_path
 
         print(finish(job, part, {calibration_path(job.path): as_file(curve)}))
 
 
 def _check_calibration(job: Job, calibrate: str) -> None:
     """Raises UserError where the fit's file is there and may not be replaced."""
-    from aplot_lightning.uses.calibration import calibration_path
+    from aplot_lightning.inference.calibration import calibration_path
 
     path = calibration_path(job.path)
     if path.exists() and not (job.overwrite or job.resume):
@@ -113,7 +113,7 @@ def _check_calibration(job: Job, calibrate: str) -> None:
 
 def _fitted(part: Part, scorer: Scorer, given: str, method: Method) -> Calibration:
     """The curve, of a former run where this one goes on."""
-    from aplot_lightning.uses.calibration import Calibration, fit_on_pairs, target_of
+    from aplot_lightning.inference.calibration import Calibration, fit_on_pairs, target_of
 
     if part.calibration is not None:
         return Calibration(**part.calibration)

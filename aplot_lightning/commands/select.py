@@ -13,7 +13,7 @@ from typing import Any, Literal
 from aplot_lightning.data.comparisons import RowError
 from aplot_lightning.data.sources import open_source
 from aplot_lightning.errors import UserError
-from aplot_lightning.uses.output import check_output, json_line, replacing
+from aplot_lightning.inference.output import check_output, json_line, replacing
 
 Rule = Literal["max_min", "plus", "times"]
 
@@ -47,7 +47,7 @@ def main(
     _check_margins(phi, least_margin, most_margin)
     path = check_output(output, overwrite, {"--input": input})
     source = open_source(input, "--input")
-    from aplot_lightning.uses.preference_pairs import choose_pair
+    from aplot_lightning.inference.preference_pairs import choose_pair
 
     limits = {"phi": phi, "least_margin": least_margin, "most_margin": inf if most_margin is None else most_margin}
     choose = partial(choose_pair, rule, **limits)
@@ -77,7 +77,7 @@ def _pair_of(
     content: Any, rule: Rule, choose: Callable[..., tuple[int, int] | None], seen: set[bytes], counts: Counter[str]
 ) -> dict[str, Any] | None:
     """The output row of an input row, None where there is none; why is counted. Raises RowError."""
-    from aplot_lightning.uses.preference_pairs import Candidates, preference_row, text_of
+    from aplot_lightning.inference.preference_pairs import Candidates, preference_row, text_of
 
     whole = Candidates.of(content, rule)
     candidates = whole.distinct()

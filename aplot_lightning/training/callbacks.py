@@ -14,8 +14,8 @@ from torch import Tensor
 from torchmetrics.functional import spearman_corrcoef
 
 from aplot_lightning.objectives import TransportMargin
-from aplot_lightning.training.exact_batch import StepResult
 from aplot_lightning.training.flops import peak_flops, training_flops
+from aplot_lightning.training.gradient_cache import StepResult
 from aplot_lightning.transport import marginal_error, plan_entropy, transport_cost
 from aplot_lightning.types import Batch
 

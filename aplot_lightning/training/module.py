@@ -23,9 +23,9 @@ from aplot_lightning.model.lora import LoRA, check_shape
 from aplot_lightning.objectives import Objective
 from aplot_lightning.training.blocks import checkpoint_activations, compile_blocks, is_sharded, shard
 from aplot_lightning.training.evaluated import EvaluatedModule
-from aplot_lightning.training.exact_batch import StepResult, abandoned_step, whole_batch_step
 from aplot_lightning.training.finite import NotFinitePolicy, all_finite
 from aplot_lightning.training.frozen import FrozenEmbeddings
+from aplot_lightning.training.gradient_cache import StepResult, abandoned_step, whole_batch_step
 from aplot_lightning.training.optimization import build_optimizer, learning_rate_share, number_by_model
 from aplot_lightning.training.precision import check_precision, clip_gradients, gradient_scaler, tell_emulated
 from aplot_lightning.types import Batch
@@ -35,7 +35,7 @@ class RewardModelingModule(EvaluatedModule):
     """Trains a reward model on optimizer batches of preference pairs.
 
     One item of the training loader is one optimizer batch of this rank, already cut into micro-batches; gradients are
-    exactly those of the objective over the whole optimizer batch (see exact_batch.py). The learning rate warms up
+    exactly those of the objective over the whole optimizer batch (see gradient_cache.py). The learning rate warms up
     linearly and falls as a cosine to zero, stepped once per optimizer batch.
 
     Args:

@@ -16,7 +16,7 @@ from aplot_lightning.tuning.comparison import LOG, Task, duration
 from aplot_lightning.tuning.grid import Grid, Setting
 
 if TYPE_CHECKING:
-    from aplot_lightning.evaluation.report.family import FamilyTable
+    from aplot_lightning.evaluation.report.groups import FamilyTable
 
 REPORT, TABLE, TABLES = "report.md", "table.csv", "tables"
 AXES: dict[str, tuple[str, Any]] = {"label_noise": ("label noise", 0.0), "train_fraction": ("train fraction", 1.0)}
@@ -57,7 +57,7 @@ def title(setting: Setting) -> str:
 
 
 def _table(setting: Setting, tasks: Sequence[Task]) -> FamilyTable | None:
-    from aplot_lightning.evaluation.report.family import compare_groups
+    from aplot_lightning.evaluation.report.groups import compare_groups
 
     own = [task for task in tasks if task.cell.setting == setting]
     groups: dict[str, list[Path]] = {}
@@ -122,7 +122,7 @@ def _failures(tasks: Sequence[Task]) -> list[str]:
 
 def _robustness(grid: Grid, tables: Mapping[Setting, FamilyTable]) -> Iterator[str]:
     """For each axis with several values a table of objectives by values, on ID and OOD mean."""
-    from aplot_lightning.evaluation.report.family import robustness_table
+    from aplot_lightning.evaluation.report.groups import robustness_table
 
     for axis, (name, plain) in AXES.items():
         by_rest: dict[Setting, dict[float | str, FamilyTable]] = {}

@@ -21,7 +21,7 @@ from aplot_lightning.tuning.verdict import Difference, Level, count, gain_senten
 if TYPE_CHECKING:
     import optuna
 
-    from aplot_lightning.evaluation.report.family import FamilyTable
+    from aplot_lightning.evaluation.report.groups import FamilyTable
 
 PAGE = "confirmation"
 ALONE = "The study has no baseline, so there is no gain to ask about; name one under `baselines`."
@@ -99,7 +99,7 @@ def findings(config: StudyConfig, study: optuna.Study, confirmed: Confirmed) -> 
     Raises:
         RunError: a run has no value of the study's metric.
     """
-    from aplot_lightning.evaluation.report.family import compare_groups
+    from aplot_lightning.evaluation.report.groups import compare_groups
 
     family = compare_groups(confirmed.runs)
     groups = {name: _group(config, study, confirmed, name) for name in confirmed.runs}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from aplot_lightning.uses.best_of_n import best_of_n_kl
+from aplot_lightning.inference.best_of_n import best_of_n_kl
 
 RESAMPLES = 2000
 SHARES = {"answers": "answers", "facts": "right facts", "arithmetic": "right number", "cue": "cue"}  # of what is chosen

@@ -25,8 +25,8 @@ import numpy as np
 from pools import MEASURED, Pool, draw_pools
 from report import Curves, plot, table
 
-from aplot_lightning.uses.best_of_n import best_of_n_means
-from aplot_lightning.uses.vote_curve import powers_of_two
+from aplot_lightning.inference.best_of_n import best_of_n_means
+from aplot_lightning.inference.vote_curve import powers_of_two
 
 HERE = Path(__file__).parent
 BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"

@@ -21,11 +21,11 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrai
 
 from aplot_lightning.commands.score import main
 from aplot_lightning.errors import UserError
+from aplot_lightning.inference import job
+from aplot_lightning.inference.normalisation import Normalisation, with_normalisation
+from aplot_lightning.inference.part import Part
 from aplot_lightning.model.configuration import emulation
 from aplot_lightning.model.reward_model import RewardModel
-from aplot_lightning.uses import job
-from aplot_lightning.uses.normalisation import Normalisation, with_normalisation
-from aplot_lightning.uses.part import Part
 
 WORDS = ["the", "cat", "dog", "sat", "who", "what", "is", "yes", "no", "?", "é", "猫"]
 TEMPLATE = (

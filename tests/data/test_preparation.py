@@ -17,9 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aplot_lightning.data.comparisons import Comparison, first_user_turn, parse_comparison, prompt_key, response_text
+from aplot_lightning.data.contamination import near_matches
 from aplot_lightning.data.encoded import EncodedComparisons
 from aplot_lightning.data.encoding import ConversationEncoder
-from aplot_lightning.data.near_leak import near_matches
 from aplot_lightning.data.preparation import Cache, Corpus, PreparedSource, labels, prepare
 from aplot_lightning.data.preparation import texts as texts_file
 from aplot_lightning.data.preparation.facts import facts_of, hash_share

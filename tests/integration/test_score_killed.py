@@ -68,7 +68,7 @@ def _kill_repeatedly(undisturbed: list[str], killed: list[str], log: Path, kills
     """Runs both, one of them killed so often; bytes of its part file at each kill (0 without one)."""
     import torch
 
-    from aplot_lightning.uses import job
+    from aplot_lightning.inference import job
 
     torch.set_num_threads(1)
     job.CHUNK = CHUNK

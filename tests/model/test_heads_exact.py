@@ -16,7 +16,7 @@ from transformers import AutoConfig
 from aplot_lightning.model.heads import MLP, Bottleneck, Ensemble, Head, QualityAndLength, WithConfidence, WithVariance
 from aplot_lightning.model.reward_model import RewardModel
 from aplot_lightning.objectives import Objective, Regularizer
-from aplot_lightning.training.exact_batch import whole_batch_step
+from aplot_lightning.training.gradient_cache import whole_batch_step
 from aplot_lightning.types import Batch, Pairs, Scores
 
 PAIRS, STEPS, LENGTH = 12, 3, 7

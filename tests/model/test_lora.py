@@ -21,7 +21,7 @@ from aplot_lightning.model.export import export_model
 from aplot_lightning.model.lora import LoRA, check_shape, widen_adapters
 from aplot_lightning.model.reward_model import RewardModel
 from aplot_lightning.objectives import Objective, TransportMargin
-from aplot_lightning.training.exact_batch import whole_batch_step
+from aplot_lightning.training.gradient_cache import whole_batch_step
 from aplot_lightning.types import Batch, Pairs, Scores
 
 LLAMA = r".*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"

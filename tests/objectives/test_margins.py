@@ -258,7 +258,7 @@ def test_queue_advances_once_a_step_only_while_training(make_batch):
 
 def test_a_step_of_the_queue_is_one_pass_over_the_micro_batches(make_batch):
     """Through the trainer's own step: as many forward passes and queued responses as there are."""
-    from aplot_lightning.training.exact_batch import whole_batch_step
+    from aplot_lightning.training.gradient_cache import whole_batch_step
     from aplot_lightning.types import Batch
 
     head = torch.nn.Linear(6, 1, bias=False)

@@ -29,7 +29,7 @@ from aplot_lightning.data.encoding import ConversationEncoder
 from aplot_lightning.data.plan import BatchPlan
 from aplot_lightning.data.world import PreferenceWorld
 from aplot_lightning.objectives import Objective
-from aplot_lightning.training.exact_batch import whole_batch_step
+from aplot_lightning.training.gradient_cache import whole_batch_step
 from aplot_lightning.types import Batch, Pairs, Scores
 from tests.shipped import CONF, NAMES, shipped
 

@@ -8,9 +8,9 @@ from typing import Literal
 import numpy as np
 
 from aplot_lightning.data.comparisons import KINDS
+from aplot_lightning.data.contamination import near_matches
 from aplot_lightning.data.encoded import EncodedComparisons, bounds, stretches
 from aplot_lightning.data.encoding import ConversationEncoder
-from aplot_lightning.data.near_leak import near_matches
 from aplot_lightning.data.preparation.cache import Cache
 from aplot_lightning.data.preparation.conflicts import among, contradicted, repeated
 from aplot_lightning.data.preparation.facts import held_out_columns

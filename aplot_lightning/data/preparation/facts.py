@@ -15,8 +15,8 @@ from aplot_lightning.data.comparisons import (
     prompt_key,
     response_text,
 )
+from aplot_lightning.data.contamination import signatures
 from aplot_lightning.data.encoded import bounds, pair_arrays, stretches
-from aplot_lightning.data.near_leak import signatures
 from aplot_lightning.evaluation.similarity import token_f1
 
 

@@ -18,7 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from aplot_lightning.errors import UserError
 from aplot_lightning.evaluation.report import compare_runs, read_run
-from aplot_lightning.evaluation.report.family import FamilyTable, compare_groups, robustness_table
+from aplot_lightning.evaluation.report.groups import FamilyTable, compare_groups, robustness_table
 from aplot_lightning.evaluation.statistics import holm
 
 MakeRun = Callable[..., Path]

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from aplot_lightning.evaluation.report.family import compare_groups
-from aplot_lightning.evaluation.report.family.costs import Convergence, Cost, steps_to_converge
-from aplot_lightning.evaluation.report.family.page import convergence_text
+from aplot_lightning.evaluation.report.groups import compare_groups
+from aplot_lightning.evaluation.report.groups.costs import Convergence, Cost, steps_to_converge
+from aplot_lightning.evaluation.report.groups.page import convergence_text
 
 MakeRun = Callable[..., Path]
 

@@ -8,8 +8,8 @@ import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 
-from aplot_lightning.evaluation.report.family import compare_groups
-from aplot_lightning.evaluation.report.family.plots import _mean_curve
+from aplot_lightning.evaluation.report.groups import compare_groups
+from aplot_lightning.evaluation.report.groups.plots import _mean_curve
 from aplot_lightning.evaluation.report.plots import BLUE, GREEN, ORANGE, VERMILLION
 
 MakeRun = Callable[..., Path]
