@@ -5,15 +5,15 @@ Only the command's own module is imported, so that help, light commands and thei
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from inspect import signature
 from itertools import pairwise
 from pathlib import Path
 
+from aplot_lightning.argument_errors import one_line
 from aplot_lightning.errors import RunError, UserError
+from aplot_lightning.exit_codes import FAILURE, INTERRUPTED, USER_MISTAKE
 
 TRAINING = {
     "fit": "train a reward model",
@@ -34,7 +34,6 @@ COMMANDS = {
     "select": "preference pairs for DPO out of scored candidates",
     "tune": "an Optuna study whose trials are runs of fit",
 }
-USER_MISTAKE, FAILURE, INTERRUPTED, TERMINATED = 2, 1, 130, 143
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -110,65 +109,6 @@ def _run_light(command: str, arguments: list[str]) -> None:
         raise UserError(f"{command}: {one_line(str(error))}") from error
     values.pop("config", None)
     module.main(**values.as_dict())
-
-
-# lines of jsonargparse's that only lead to a complaint, or that repeat one
-NOISE = re.compile(
-    r"Parser key |Does not validate|Problem with given class_path|Subtypes: |Errors:$|Given value|Expected a path but|"
-    r"Subclass types expect|a class path \(str\)|a dict with|Expected a <class 'NoneType'>|"
-    r"Expected a <class '\w+'>\. Got value: Namespace"
-)
-CLASS = re.compile(r"Problem with given class_path '(.+)':")
-UNKNOWN = re.compile(r"unrecognized arguments|does not accept option|Option .* is not accepted$")
-NO_CLASS = re.compile(r"Expected a dot import path|module .* has no attribute|No module named")
-
-
-def one_line(message: str) -> str:
-    """What jsonargparse says of a mistake, on one line: the key, the innermost complaint, and what is accepted.
-
-    For a nested class it lists what every member of every union says, in a tree; all but the deepest of it is noise.
-    """
-    text = re.sub(r'(Parser key "[^"]+":) *(?=\S)', r"\1\n  ", message)
-    lines = [(len(line) - len(line.lstrip(" -")), line.strip(" -")) for line in text.splitlines() if line.strip(" -")]
-    telling = [place for place, (_, line) in enumerate(lines) if not NOISE.match(line)]
-    deepest = max((lines[place][0] for place in telling), default=0)
-    places = [place for place in telling if lines[place][0] == deepest]
-    if not places or deepest == 0:
-        return _plain(" ".join(line for _, line in lines))
-    above = _above(lines, places[0])
-    keys = [line.split('"')[1] for line in above if line.startswith("Parser key")]
-    complaints = dict.fromkeys(lines[place][1] for place in places)
-    special = [complaint for complaint in complaints if not complaint.startswith("Expected ")]
-    said = " or ".join(special or complaints).replace(" or Expected ", " or ")
-    given = next((line for _, line in lines[places[-1] :] if line.startswith("Given value: ")), "").partition(": ")[2]
-    if given and not re.match(r"NestedArg|Namespace|[{\[]", given) and given not in re.split(r"[\s'\"]+", said):
-        said += f". Got value: {given}"
-    classes = [found[1] for found in map(CLASS.match, above) if found]
-    return f"{'.'.join(keys)}: {_plain(said, classes[-1:])}" if keys else _plain(said, classes[-1:])
-
-
-def _above(lines: Sequence[tuple[int, str]], place: int) -> list[str]:
-    """The lines that a line of the tree hangs on, from the root down."""
-    depth, above = lines[place][0], []
-    for indent, line in reversed(lines[:place]):
-        if indent < depth:
-            depth = indent
-            above.append(line)
-    return above[::-1]
-
-
-def _plain(said: str, classes: Sequence[str] = ()) -> str:
-    """A complaint without Python's own spelling of types, and with what is accepted where it does not say so."""
-    said = re.sub(r"a <class '(?:\w+\.)*(\w+)'>", r"\1", said)
-    said = re.sub(r"a typing\.Literal\[([^]]*)\]", r"one of \1", said)
-    if NO_CLASS.search(said):
-        return f"{said}; a class path is meant, such as aplot_lightning.objectives.Objective"
-    if not UNKNOWN.search(said):
-        return said
-    for path in classes:
-        module, _, name = path.rpartition(".")
-        return f"{said} by {name}, only {', '.join(signature(getattr(import_module(module), name)).parameters)}"
-    return f"{said}; see --help"
 
 
 def _say(message: object, code: int) -> int:

@@ -17,7 +17,8 @@ import pytest
 
 import aplot_lightning.training.cli as training
 from aplot_lightning import cli
-from aplot_lightning.cli import COMMANDS, TRAINING, main, one_line
+from aplot_lightning.argument_errors import one_line
+from aplot_lightning.cli import COMMANDS, TRAINING, main
 from aplot_lightning.errors import RunError, UserError
 
 HEAVY = {"torch", "lightning", "transformers", "datasets", "numpy", "pyarrow", "matplotlib", "tensorboard", "ot"}
@@ -248,7 +249,7 @@ MESSAGES = {
     f"model: {{objective: {{{OBJECTIVE}, init_args: {{margin: Transportt}}}}}}": [
         "model.objective.margin: ",
         "Transportt",
-        "a class path is meant",
+        "give a class path",
     ],
     # a wrong type
     "data: {batch_size: many}": ["data.batch_size: ", "PositiveInt", "'many'"],

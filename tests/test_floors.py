@@ -16,6 +16,9 @@ GROUND = {
     "tuning.storage",
     "tuning.locks",
     "errors",
+    "exit_codes",
+    "argument_errors",
+    "files",
     "types",
     "transport",
     "evaluation.similarity",
@@ -24,6 +27,9 @@ GROUND = {
 # a room, and what of ours it may import beside itself
 FLOORS = {
     "errors": set(),
+    "exit_codes": set(),
+    "argument_errors": set(),
+    "files": set(),
     "tuning.locks": {"errors"},
     "tuning.storage": {"errors", "tuning.locks"},
     "types": set(),

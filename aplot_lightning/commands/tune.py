@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from aplot_lightning.cli import TERMINATED
+from aplot_lightning.exit_codes import TERMINATED
 
 if TYPE_CHECKING:
     from aplot_lightning.tuning.launch import Launcher

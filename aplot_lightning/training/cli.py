@@ -19,10 +19,11 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from aplot_lightning.cli import INTERRUPTED, TERMINATED, one_line
+from aplot_lightning.argument_errors import one_line
 from aplot_lightning.data.datamodule import PreferenceDataModule
 from aplot_lightning.errors import UserError
 from aplot_lightning.evaluation.report import compare_runs
+from aplot_lightning.exit_codes import INTERRUPTED, TERMINATED
 from aplot_lightning.training.atomic import replace_durably
 from aplot_lightning.training.callbacks import MarginDiagnostics, Throughput
 from aplot_lightning.training.checkpoints import FOLDER, LastCheckpoint, best_checkpoint, can_select, find_checkpoint

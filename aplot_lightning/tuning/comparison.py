@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from aplot_lightning.cli import USER_MISTAKE
 from aplot_lightning.errors import RunError, UserError
+from aplot_lightning.exit_codes import USER_MISTAKE
 from aplot_lightning.tuning.content import cell_digest
 from aplot_lightning.tuning.grid import Cell, Grid
 from aplot_lightning.tuning.launch import Child, Launcher

@@ -154,7 +154,7 @@ def read_study(path: str | Path, options: Mapping[str, Any] | None = None) -> St
     import yaml
     from jsonargparse import ArgumentError, ArgumentParser
 
-    from aplot_lightning.cli import one_line
+    from aplot_lightning.argument_errors import one_line
 
     path = Path(path)
     try:
@@ -190,7 +190,8 @@ def read_options(command: str, main: Callable[..., None], arguments: Sequence[st
     """The arguments of a command's `main` from its words. Raises UserError, in one line, for those that it has not."""
     from jsonargparse import ArgumentError, ArgumentParser
 
-    from aplot_lightning.cli import COMMANDS, one_line
+    from aplot_lightning.argument_errors import one_line
+    from aplot_lightning.cli import COMMANDS
 
     parser = ArgumentParser(prog=f"aplot {command}", description=COMMANDS[command], exit_on_error=False)
     parser.add_function_arguments(main)
