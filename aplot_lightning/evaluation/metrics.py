@@ -1,4 +1,5 @@
-"""What a reward model gets right on a set of pairs, and how: method.md section 5 (torchmetrics where it has the thing).
+"""What a reward model gets right on a set of pairs, and how: docs/method.md section 5 (torchmetrics where it has the
+thing).
 
 `PairPredictions` collects rewards over batches and ranks, `set_metrics` turns them into numbers, and `summarise_set`
 adds intervals and subsets: the entry of one set in metrics.json.

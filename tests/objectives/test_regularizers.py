@@ -43,7 +43,6 @@ EVERY = {
     "random": PriorConstraint("random"),
 }
 FIX_THE_LEVEL = ("centering", "bsr", "positive")  # these exist to make the level of the rewards matter
-BATCH_WIDE = ("bsr", "positive", "odin")
 
 
 def term_of(component, scores, pairs) -> torch.Tensor:

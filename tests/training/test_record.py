@@ -1,4 +1,4 @@
-"""What a run leaves, read back the way a user would: interface.md's run directory, metrics.json, TensorBoard tags."""
+"""What a run leaves, read back the way a user would: docs/interface.md's run directory, metrics.json, TensorBoard tags."""
 
 from __future__ import annotations
 
