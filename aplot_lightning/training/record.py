@@ -27,8 +27,7 @@ WORST_ERRORS = 20
 
 
 class RunRecord(L.Callback):
-    """Writes the files of a run directory (docs/interface.md): at the start what the run is, at the end what came of
-    it.
+    """Writes the files of a run directory (docs/interface.md): at the start what the run is, at the end what came of it.
 
     Args:
         run_dir: the run directory; made when training starts, so that a mistake in the data leaves nothing behind.
@@ -104,8 +103,8 @@ class RunRecord(L.Callback):
         existing = self.run_dir / "metrics.json"
         if self.training is None and existing.is_file():
             return json.loads(existing.read_text(encoding="utf-8")).get("train")
-        throughput = next((c for c in trainer.callbacks if isinstance(c, Throughput)), None)  # type:
-        ignore[attr-defined] if self.training is None and throughput is not None and throughput.counts["steps"]:
+        throughput = next((c for c in trainer.callbacks if isinstance(c, Throughput)), None)  # type: ignore[attr-defined]
+        if self.training is None and throughput is not None and throughput.counts["steps"]:
             return throughput.summary()  # killed after its last step, before its figures
         return self.training
 
