@@ -1,4 +1,4 @@
-"""The files of a run, read back as a user would: docs/interface.md's run directory, metrics.json and TensorBoard tags."""
+"""The files of a run as a user reads them: docs/interface.md's run directory, metrics.json and TensorBoard tags."""
 
 from __future__ import annotations
 
