@@ -5,6 +5,8 @@ Only the command's own module is imported, so that help, light commands and thei
 
 from __future__ import annotations
 
+import os
+import re
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -42,6 +44,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     0, 2 on a user's mistake, 130 after ctrl-C, 143 after SIGTERM, 1 on anything else.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
+    if "APLOT_PARENT" in os.environ:  # a child of tune or compare, or one of its ranks
+        from aplot_lightning.tuning.processes import end_with_parent
+
+        end_with_parent(int(os.environ["APLOT_PARENT"]))
     if not words or words[0] in {"-h", "--help", "help"}:
         print(_help())
         return 0
@@ -92,14 +98,14 @@ def _check_configs(arguments: Sequence[str]) -> None:
 
 def _run_light(command: str, arguments: list[str]) -> None:
     module = import_module(f"aplot_lightning.commands.{command}")
-    if hasattr(module, "run"):  # it reads its arguments itself
-        module.run(arguments)
-        return
     from jsonargparse import ArgumentError, ArgumentParser
 
+    if getattr(module, "CONFIGS_COMPOSE", False):  # jsonargparse appends to a list with a plus only
+        arguments = [re.sub(r"^--config(?==|$)", "--config+", argument) for argument in arguments]
     by_place: dict[str, str] = getattr(module, "BY_PLACE", {})
     parser = ArgumentParser(prog=f"aplot {command}", description=COMMANDS[command], exit_on_error=False)
-    parser.add_argument("--config", action="config", help="a YAML file with options")
+    if "config" not in signature(module.main).parameters:
+        parser.add_argument("--config", action="config", help="a YAML file with options")
     parser.add_function_arguments(module.main, skip=set(by_place))
     for name, text in by_place.items():
         parser.add_argument(name, nargs="+", help=text)
@@ -107,8 +113,7 @@ def _run_light(command: str, arguments: list[str]) -> None:
         values = parser.parse_args(arguments)
     except ArgumentError as error:
         raise UserError(f"{command}: {one_line(str(error))}") from error
-    values.pop("config", None)
-    module.main(**values.as_dict())
+    module.main(**{name: values.as_dict()[name] for name in signature(module.main).parameters})
 
 
 def _say(message: object, code: int) -> int:

@@ -2,113 +2,90 @@
 
 from __future__ import annotations
 
-import re
-import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
+from aplot_lightning.errors import RunError
+from aplot_lightning.tuning.grid import Grid, read_grid
+from aplot_lightning.tuning.yaml_files import flat
 
-from aplot_lightning.errors import RunError, UserError
-from aplot_lightning.tuning.grid import KEYS, Grid, read_grid
-
-HELP = """usage: aplot compare --config studies/objectives.yaml [--workers 2] [--KEY VALUE ...]
-
-objectives x seeds on the same data, with paired statistics
-
-Runs what is not done yet, goes on with what was stopped, and writes tables and plots; the same command again does no
-harm.
-
-options:
-  --config FILE              the comparison's YAML; several compose, later ones over earlier ones
-  --KEY VALUE                any key of it, such as --workers 2, --seeds [0,1], --directory runs/mine
-  --overrides.KEY VALUE      a key of fit for every run, such as --overrides.trainer.max_epochs 1
-  --backbones.NAME VALUE     a folder or hub name in the place of that backbone's
-
-keys of the YAML:
-  comparison                 its name [the file's]
-  directory                  where everything goes [runs/NAME]
-  configs                    files as for fit's --config, before the objective's
-  overrides                  keys of fit and their values, for every run
-  objectives                 {name: file} or a list of files; the first is the baseline
-  seeds                      a run for each, such as [0, 1, 2]
-  backbones                  {name: folder or hub name}, or {name: {model.backbone: ..., other keys}} [the configs' own]
-  label_noise                shares of the training pairs that are swapped [[0.0]]
-  train_fraction             shares of the training comparisons that are trained on [[1.0]]
-  workers                    runs at once [1]"""
+CONFIGS_COMPOSE = True  # --config may be given several times
 
 
-def run(arguments: Sequence[str]) -> None:
-    """Reads the command line and runs the comparison that it names.
+def main(
+    config: list[str],
+    comparison: str | None = None,
+    directory: str | None = None,
+    configs: list[str] | None = None,
+    overrides: dict[str, Any] | None = None,
+    objectives: dict[str, Any] | list[str] | None = None,
+    seeds: list[int] | None = None,
+    backbones: dict[str, Any] | None = None,
+    label_noise: list[float] | float | None = None,
+    train_fraction: list[float] | float | None = None,
+    workers: int | None = None,
+) -> None:
+    """Trains every objective with every seed on the same data, and compares them with paired statistics.
 
-    Raises:
-        SystemExit: help was asked for.
-        UserError: a word that is no option, or what `compare` raises.
-        RunError: cells failed.
-    """
-    if not arguments or {"-h", "--help"} & set(arguments):
-        print(HELP)
-        raise SystemExit(0)
-    files, options = _read(list(arguments))
-    if not files:
-        raise UserError("compare: --config is missing; name a comparison's YAML, such as studies/objectives.yaml")
-    main(read_grid(files, options))
+    Runs what is not done yet, resumes what was stopped, and writes tables and plots. Running the command again is safe.
 
-
-def _read(words: list[str]) -> tuple[list[Path], dict[str, Any]]:
-    """The YAML files and the dotted options of a command line."""
-    files, options = [], {}
-    while words:
-        name, joined, value = words.pop(0).partition("=")
-        if not re.fullmatch(r"--[A-Za-z].*", name):
-            raise UserError(f"compare: {name!r} is no option; see aplot compare --help")
-        if not joined:
-            if not words:
-                raise UserError(f"compare: {name} has no value; see aplot compare --help")
-            value = words.pop(0)
-        if name == "--config":
-            files.append(Path(value))
-            continue
-        key = name.removeprefix("--")
-        if key.partition(".")[0] not in KEYS:
-            raise UserError(f"compare: there is no option {name}; its keys are {', '.join(KEYS)}; see --help")
-        try:
-            options[key] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            options[key] = value
-    return files, options
-
-
-def main(grid: Grid) -> None:
-    """Runs what is missing of a comparison and writes its tables.
+    Args:
+        config: The comparison's YAML file. Several compose, later ones over earlier ones: --config a.yaml --config
+            b.yaml. The other options replace the keys of the same names in it.
+        comparison: Its name; by default the file's.
+        directory: The folder of all results; by default runs/NAME.
+        configs: Files as for fit's --config, before the objective's.
+        overrides: Keys of fit for every run, added to the file's, such as --overrides.trainer.max_epochs 1.
+        objectives: {name: file} or a list of files; the first is the baseline.
+        seeds: One run for each, such as [0, 1, 2].
+        backbones: {name: folder or hub name}, or {name: {model.backbone: ..., other keys}}; by default the configs' own.
+        label_noise: Shares of the training pairs whose labels are swapped; by default [0.0].
+        train_fraction: Shares of the training comparisons to train on; by default [1.0].
+        workers: Runs at a time; by default 1.
 
     Raises:
-        UserError: a config or data file is not there, or another process runs this comparison.
+        UserError: a config or data file is missing, or another process runs this comparison.
         RunError: cells failed; the others are done, and the tables are written.
     """
-    from aplot_lightning.training.lock import unlock_runs
-    from aplot_lightning.tuning.comparison import Comparison, check_directory, check_words, tasks_of
-    from aplot_lightning.tuning.comparison_report import write_comparison
-    from aplot_lightning.tuning.launch import open_launcher
+    options = {
+        "comparison": comparison,
+        "directory": directory,
+        "configs": configs,
+        "objectives": objectives,
+        "seeds": seeds,
+        "label_noise": label_noise,
+        "train_fraction": train_fraction,
+        "workers": workers,
+    }
+    options = {name: value for name, value in options.items() if value is not None}
+    options |= {f"overrides.{key}": value for key, value in flat(overrides or {}).items()}
+    options |= {f"backbones.{key}": value for key, value in (backbones or {}).items()}
+    run_comparison(read_grid([Path(file) for file in config], options))
 
-    tasks_of(grid)  # what is not there is said before a folder is made
-    check_directory(grid)
-    former = signal.signal(signal.SIGTERM, _terminated)
+
+def run_comparison(grid: Grid) -> None:
+    """Runs what is missing of a comparison and writes its tables. Raises as `main` does."""
+    from aplot_lightning.tuning.comparison import Comparison, check_cells, lock_directory, tasks_of
+    from aplot_lightning.tuning.comparison_report import write_comparison
+    from aplot_lightning.tuning.processes import Launcher
+    from aplot_lightning.tuning.scheduler import exit_when_stopped
+
+    tasks_of(grid)  # reports missing files before a folder is created
+    lock = lock_directory(grid)
     try:
-        tasks = tasks_of(grid)  # as they are now that no other process runs them
-        print(_plan(grid, [task.state for task in tasks]), flush=True)
-        if any(task.state != "done" for task in tasks):
-            with open_launcher(preload=True) as launcher:
-                check_words(tasks, grid.directory, launcher, grid.workers)
-                Comparison(tasks, grid.workers, lambda line: print(line, flush=True)).run(launcher)
-        print(f"\n{write_comparison(grid, tasks)}")
+        with exit_when_stopped("stopped; its runs have saved themselves: run the same command to resume"):
+            tasks = tasks_of(grid)  # as they are now that no other process runs them
+            print(_plan(grid, [task.state for task in tasks]), flush=True)
+            if any(task.state != "done" for task in tasks):
+                with Launcher(preload=check_cells(tasks, grid.workers)) as launcher:
+                    Comparison(tasks, grid.workers, lambda line: print(line, flush=True)).run(launcher)
+            print(f"\n{write_comparison(grid, tasks)}")
     except OSError as error:
-        what = error.filename or grid.directory
-        raise RunError(f"{what} could not be written ({error.strerror}); mend that and run compare again") from error
+        path = error.filename or grid.directory
+        raise RunError(f"{path} could not be written ({error.strerror}); fix that and run compare again") from error
     finally:
-        signal.signal(signal.SIGTERM, former)
-        unlock_runs()
+        lock.release()
     failed = [task for task in tasks if task.reason is not None]
     if failed:
         names = ", ".join(str(task.cell) for task in failed)
@@ -116,12 +93,7 @@ def main(grid: Grid) -> None:
 
 
 def _plan(grid: Grid, states: Sequence[str]) -> str:
-    """How many cells there are, and what is to be done with them."""
-    counts = {"done": "done", "go on": "to go on with", "anew": "to run anew", "new": "to run"}
-    told = ", ".join(f"{states.count(state)} {text}" for state, text in counts.items() if state in states)
-    return f"{grid.comparison}: {len(states)} cells in {grid.directory}: {told}"
-
-
-def _terminated(number: int, frame: object) -> None:
-    """SIGTERM ends this process as an exception does, so that its runs save themselves first."""
-    raise SystemExit(143)
+    """How many cells there are, and what happens with them."""
+    texts = {"done": "done", "resume": "to resume", "again": "to run again", "new": "to run"}
+    counts = ", ".join(f"{states.count(state)} {text}" for state, text in texts.items() if state in states)
+    return f"{grid.comparison}: {len(states)} cells in {grid.directory}: {counts}"

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from aplot_lightning.exit_codes import TERMINATED
-
 if TYPE_CHECKING:
-    from aplot_lightning.tuning.launch import Launcher
-    from aplot_lightning.tuning.slots import Slots
     from aplot_lightning.tuning.study import StudyConfig
+    from aplot_lightning.tuning.trial_queue import TrialQueue
 
 
 def main(
@@ -25,87 +21,69 @@ def main(
 ) -> None:
     """Searches a space over config keys, then retrains what it found and the baselines with fresh seeds.
 
-    Each trial is a run of fit in a process of its own. The command goes on where it was when it is run again, and
-    several of them, on several machines too, share the work where they share the storage: every trial is run once.
+    Each trial is a run of fit in a process of its own. Run the command again to resume. Several of these commands, on
+    several machines too, share the work if they share the storage: every trial is run once.
 
     Args:
         config: The study's YAML file, such as studies/cost_weights.yaml.
         workers: Trials at a time on this machine; the file's own number by default.
         trials: Complete and pruned trials, instead of the file's number.
         storage: A database URL (sqlite:///PATH, postgresql://...) or journal:PATH, instead of the file's.
-        confirm: False leaves out what follows the trials: the confirmation and the report.
+        confirm: False skips what follows the trials: the confirmation and the report.
     """
+    from aplot_lightning.tuning.scheduler import exit_when_stopped
+    from aplot_lightning.tuning.storage import check_reachable, storage_errors
     from aplot_lightning.tuning.study import read_study
 
-    given = {"workers": workers, "trials": trials, "storage": storage}
-    study_config = read_study(config, given)
-
-    from aplot_lightning.tuning.launch import open_launcher
-    from aplot_lightning.tuning.storage import check_reachable, told_in_one_line
-    from aplot_lightning.tuning.workers import Stopped
-
+    study_config = read_study(config, {"workers": workers, "trials": trials, "storage": storage})
     check_reachable(study_config.location)
-    launcher = open_launcher(preload=study_config.preload is not False)
-    try:
-        base, launcher = _checked_base(study_config, launcher)
-        with told_in_one_line(study_config.location):
-            slots = _run_trials(study_config, base, launcher)
+    with exit_when_stopped("stopped; its trials are queued again: run the same command to resume"):
+        base = _checked_base(study_config)
+        with storage_errors(study_config.location):
+            queue = _run_trials(study_config, base)
         if confirm:
             from aplot_lightning.tuning.selection import finish
 
-            print(f"report: {finish(study_config, slots.study, launcher)}", flush=True)
-    except Stopped as stopped:
-        _say("stopped; its trials were given back: run the same command again to go on")
-        raise (KeyboardInterrupt if stopped.number == signal.SIGINT else SystemExit(TERMINATED)) from None
-    finally:
-        launcher.close()
+            print(f"report: {finish(study_config, queue.study)}", flush=True)
 
 
-def run(arguments: list[str]) -> None:
-    """Reads the command line by `main`'s signature; its `--config` is the study's file, not a file of options."""
-    from aplot_lightning.tuning.study import read_options
+def _checked_base(config: StudyConfig) -> dict[str, Any]:
+    """The whole base config, after all checks that need `fit`'s parser."""
+    from aplot_lightning.tuning.trial import check_monitored_set, check_space, read_base
 
-    main(**read_options("tune", main, arguments))
-
-
-def _checked_base(config: StudyConfig, launcher: Launcher) -> tuple[dict[str, Any], Launcher]:
-    """The whole base config after all checks that need `fit`'s parser, and the launcher that suits it."""
-    from aplot_lightning.tuning.launch import open_launcher
-    from aplot_lightning.tuning.trial import check_monitored_set, check_space, is_single_device, read_base
-
-    base = read_base(config, launcher)
+    base = read_base(config)
     check_monitored_set(config, base)
-    check_space(config, launcher, base)
-    if config.preload is None and not is_single_device(base):
-        launcher.close()
-        launcher = open_launcher()
-    return base, launcher
+    check_space(config, base)
+    return base
 
 
-def _run_trials(config: StudyConfig, base: Mapping[str, Any], launcher: Launcher) -> Slots:
-    from aplot_lightning.tuning.same_study import check_same_study
-    from aplot_lightning.tuning.slots import Slots
+def _run_trials(config: StudyConfig, base: Mapping[str, Any]) -> TrialQueue:
+    from aplot_lightning.tuning.fit_config import is_single_process
+    from aplot_lightning.tuning.processes import Launcher
     from aplot_lightning.tuning.storage import without_password
+    from aplot_lightning.tuning.study_runner import StudyRunner
     from aplot_lightning.tuning.trial import TrialRuns, baseline_points
-    from aplot_lightning.tuning.workers import Workers
+    from aplot_lightning.tuning.trial_queue import TrialQueue, check_same_study
 
-    points, notes = baseline_points(config, launcher, base)
-    slots = Slots(config, points)
-    check_same_study(config, slots.study, base)
+    points, notes = baseline_points(config, base)
+    queue = TrialQueue(config, points)
+    check_same_study(config, queue.study, base)
     for note in notes:
-        _say(note)
-    before = slots.progress()
-    _say(
-        f"study {config.study}: {before.finished} of {len(slots.planned)} trials finished, in "
-        f"{without_password(config.location)}"
+        print(note, file=sys.stderr, flush=True)
+    before = queue.progress()
+    print(
+        f"study {config.study}: {before.finished} of {len(queue.planned)} trials finished, in "
+        f"{without_password(config.location)}",
+        flush=True,
     )
     start = time.monotonic()
-    Workers(slots, TrialRuns(config, base), launcher, _say).run()
-    after = slots.progress()
+    preload = is_single_process(base) if config.preload is None else config.preload
+    with Launcher(preload=preload) as launcher:
+        StudyRunner(queue, TrialRuns(config, base), lambda line: print(line, flush=True)).run(launcher)
+    after = queue.progress()
     failed = f", {after.failed} failed" if after.failed else ""
-    _say(f"study {config.study}: {after.finished} trials finished{failed}, in {time.monotonic() - start:.0f} s")
-    return slots
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr if line.startswith("baseline") else sys.stdout, flush=True)
+    print(
+        f"study {config.study}: {after.finished} trials finished{failed}, in {time.monotonic() - start:.0f} s",
+        flush=True,
+    )
+    return queue

@@ -1,46 +1,48 @@
-"""Runs the cells of a comparison that are not done yet, some at once, each as a `fit` of its own.
+"""Runs the cells of a comparison that are not done yet, each as a `fit` of its own.
 
-A cell's `cell.json` says what became of it, with the digest of what its result follows from: one that is done is left
-alone, one with a checkpoint goes on from it, and one whose config or data have changed is run anew.
+A cell's `cell.json` records its state and the digest of what its result depends on. A cell that is done is left alone,
+one with a checkpoint resumes from it, and one whose config or data have changed is run again.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from aplot_lightning.errors import RunError, UserError
-from aplot_lightning.exit_codes import USER_MISTAKE
-from aplot_lightning.tuning.content import cell_digest
+from aplot_lightning.files import try_lock, write_text
+from aplot_lightning.tuning.config_digest import cell_digest
+from aplot_lightning.tuning.fit_config import config_arguments, fit_configs, is_single_process, option_arguments
 from aplot_lightning.tuning.grid import Cell, Grid
-from aplot_lightning.tuning.launch import Child, Launcher
 from aplot_lightning.tuning.machine import environments
+from aplot_lightning.tuning.processes import Launcher
+from aplot_lightning.tuning.scheduler import Job, run_jobs
 
 MARK, LOG = "cell.json", "log.txt"
-IN_A_ROW = 3  # failures after which a comparison stops
-WAIT = 0.02  # seconds between two looks at the runs
+MAX_FAILURES = 3  # in a row stop a comparison
 
-State = Literal["done", "go on", "anew", "new"]
+State = Literal["done", "resume", "again", "new"]
+
+
+class CellsFailedError(RunError):
+    """Several cells in a row failed."""
 
 
 @dataclass
 class Task:
-    """A cell, and what is known of its run.
+    """A cell and the state of its run.
 
     Attributes:
         cell: what is run.
-        digest: of what its result follows from.
-        state: what is to be done with it, or that it is done.
+        digest: of what its result depends on.
+        state: what to do with it, or that it is done.
         seconds: that its processes took so far.
-        reason: the last line of its log where it failed.
+        reason: the last line of its log if it failed.
     """
 
     cell: Cell
@@ -51,31 +53,35 @@ class Task:
 
     @staticmethod
     def of(cell: Cell) -> Task:
-        """A cell as its run directory tells it. Raises UserError for a config or data that there are not."""
+        """The task of a cell, from its run directory. Raises UserError for a missing config or data file."""
         digest = cell_digest(cell)
         mark = _read_mark(cell.run_dir)
         begun = any(cell.run_dir.glob("checkpoints/*.ckpt"))
         if mark.get("digest") != digest:
-            return Task(cell, digest, "anew" if begun else "new")
+            return Task(cell, digest, "again" if begun else "new")
         seconds = float(mark.get("seconds", 0.0))
         if mark.get("state") == "done" and (cell.run_dir / "metrics.json").is_file():
             return Task(cell, digest, "done", seconds)
         last = (cell.run_dir / "checkpoints" / "last.ckpt").is_file()
-        return Task(cell, digest, "go on" if last else "anew" if begun else "new", seconds)
+        return Task(cell, digest, "resume" if last else "again" if begun else "new", seconds)
 
-    def words(self) -> list[str]:
-        """What stands behind `python -m aplot_lightning`."""
+    @property
+    def log(self) -> Path:
+        return self.cell.run_dir / LOG
+
+    def arguments(self) -> list[str]:
+        """What follows `python -m aplot_lightning`."""
         options = {
             "run_dir": str(self.cell.run_dir),
             "seed_everything": self.cell.seed,
             "data.watch_test_sets": False,  # they are evaluated once, at the end
-            **({"ckpt_path": "last"} if self.state == "go on" else {}),
-            **({"overwrite": True} if self.state == "anew" else {}),
+            **({"ckpt_path": "last"} if self.state == "resume" else {}),
+            **({"overwrite": True} if self.state == "again" else {}),
         }
-        return [*fit_words(self.cell), *_options(options)]
+        return ["fit", *cell_arguments(self.cell), *option_arguments(options)]
 
     def mark(self, state: Literal["running", "done", "failed"]) -> None:
-        """Writes the run directory's `cell.json`, which is whole at any time."""
+        """Writes the run directory's `cell.json`."""
         cell = self.cell
         content = {
             "state": state,
@@ -89,25 +95,12 @@ class Task:
             **({"reason": self.reason} if self.reason else {}),
         }
         cell.run_dir.mkdir(parents=True, exist_ok=True)
-        part = cell.run_dir / f".{MARK}.part"
-        with part.open("w", encoding="utf-8") as file:
-            file.write(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, cell.run_dir / MARK)
+        write_text(cell.run_dir / MARK, json.dumps(content, indent=2, ensure_ascii=False) + "\n", durable=True)
 
 
-def fit_words(cell: Cell) -> list[str]:
-    """A cell's `fit` with its configs and overrides, without what belongs to one run of it."""
-    return ["fit", *(word for path in cell.configs for word in ("--config", str(path))), *_options(cell.overrides)]
-
-
-def _options(values: dict[str, Any]) -> list[str]:
-    return [
-        word
-        for key, value in values.items()
-        for word in (f"--{key}", value if isinstance(value, str) else json.dumps(value))
-    ]
+def cell_arguments(cell: Cell) -> list[str]:
+    """A cell's configs and overrides as arguments of `fit`, without what belongs to one run of it."""
+    return [*config_arguments(cell.configs), *option_arguments(cell.overrides)]
 
 
 def _read_mark(run_dir: Path) -> dict[str, Any]:
@@ -118,178 +111,156 @@ def _read_mark(run_dir: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-@dataclass
-class Worker:
-    """One of the runs at once, and the devices that it has to itself."""
-
-    environment: dict[str, str]
-    task: Task | None = None
-    child: Child | None = None
-    started: float = 0.0
-
-
-@dataclass
 class Comparison:
-    """Carries a grid's tasks out.
+    """Runs the tasks that are not done.
 
-    Attributes:
+    Args:
         tasks: of all cells.
-        workers: runs at once.
-        say: takes a line for whoever watches.
-        devices: CUDA devices of each run at once; by default all that there are, spread evenly.
+        workers: runs at a time.
+        log: takes one line for each cell that ended.
+        devices: CUDA devices of each of the runs at a time; by default all devices, spread evenly.
     """
 
-    tasks: Sequence[Task]
-    workers: int
-    say: Callable[[str], None]
-    devices: Sequence[int | list[int]] | None = None
-    _ended: list[float] = field(default_factory=list)
-    _in_a_row: int = 0
+    def __init__(
+        self,
+        tasks: Sequence[Task],
+        workers: int,
+        log: Callable[[str], None],
+        devices: Sequence[int | list[int]] | None = None,
+    ) -> None:
+        self.tasks, self.workers, self.log, self.devices = tasks, workers, log, devices
+        self._waiting: list[Task] = []
+        self._left = 0
+        self._durations: list[float] = []
+        self._failures = 0  # in a row
 
     def run(self, launcher: Launcher) -> None:
-        """Runs what is not done; cells that failed have a reason then.
+        """Runs what is not done. Cells that failed have a `reason` afterwards.
 
         Raises:
-            RunError: three cells in a row failed. The others that ran have saved themselves.
+            CellsFailedError: three cells in a row failed. The others have saved themselves.
+            Stopped: this process was asked to stop. What ran has saved itself.
         """
-        waiting = [task for task in self.tasks if task.state != "done"]
-        workers = [Worker(each) for each in environments(min(self.workers, len(waiting)), self.devices)]
-        left = len(waiting)
-        try:
-            while left:
-                for worker in workers:
-                    if worker.task is None and waiting:
-                        self._start(worker, waiting.pop(0), launcher)
-                    elif worker.child is not None and (code := worker.child.poll()) is not None:
-                        left -= 1
-                        self._end(worker, code, left)
-                time.sleep(WAIT)
-        finally:
-            _stop([worker for worker in workers if worker.child is not None])
+        self._waiting = [task for task in self.tasks if task.state != "done"]
+        self._left = len(self._waiting)
+        run_jobs(self, launcher, environments(min(self.workers, self._left), self.devices))
 
-    def _start(self, worker: Worker, task: Task, launcher: Launcher) -> None:
+    def next_job(self) -> Job[Task] | None:
+        if not self._waiting:
+            return None
+        task = self._waiting.pop(0)
         run_dir = task.cell.run_dir
-        if task.state in ("anew", "new"):
+        if task.state in ("again", "new"):
             for name in (LOG, "metrics.json"):
                 (run_dir / name).unlink(missing_ok=True)
             task.seconds = 0.0
-        if task.state == "anew":
-            self.say(f"{task.cell}: {run_dir} holds a run of another config or data; it is run anew")
-            # before the mark is this config's: nothing may go on from what the other one has left
+        if task.state == "again":
+            self.log(f"{task.cell}: {run_dir} holds a run of another config or data; it is run again")
+            # before the mark is this config's: nothing may resume from what the other one has left
             shutil.rmtree(run_dir / "checkpoints", ignore_errors=True)
         task.mark("running")
-        worker.task, worker.started = task, time.monotonic()
-        worker.child = launcher.start(task.words(), log=run_dir / LOG, environment=worker.environment)
+        return Job(task, task.arguments(), task.log)
 
-    def _end(self, worker: Worker, code: int, left: int) -> None:
-        """Notes what became of a run."""
-        task = worker.task
-        assert task is not None
-        worker.task = worker.child = None
-        seconds = time.monotonic() - worker.started
+    def pulse(self) -> bool:
+        return False
+
+    def ended(self, job: Job[Task], code: int, seconds: float) -> None:
+        task = job.item
+        self._left -= 1
         task.seconds += seconds
-        if code == 0 and not (task.cell.run_dir / "metrics.json").is_file():
-            task.reason = "it ended without metrics.json"
-        elif code != 0:
-            task.reason = _reason(code, task.cell.run_dir / LOG)
+        task.reason = _reason(task, code)
         if task.reason is None:
-            task.state, self._in_a_row = "done", 0
-            self._ended.append(seconds)
+            task.state, self._failures = "done", 0
+            self._durations.append(seconds)
             task.mark("done")
-            self._progress(task, f"done in {duration(seconds)}", left)
+            self._log_end(task, f"done in {duration(seconds)}")
             return
         task.mark("failed")
-        self._in_a_row += 1
-        self._progress(task, f"failed: {task.reason} (log: {task.cell.run_dir / LOG})", left)
-        if self._in_a_row == IN_A_ROW:
-            raise RunError(
-                f"{IN_A_ROW} cells in a row failed, the last of them, {task.cell}, with: {task.reason} (log: "
-                f"{task.cell.run_dir / LOG}); mend that and run compare again to go on"
+        self._failures += 1
+        self._log_end(task, f"failed: {task.reason} (log: {task.log})")
+        if self._failures == MAX_FAILURES:
+            raise CellsFailedError(
+                f"{MAX_FAILURES} cells in a row failed, the last of them, {task.cell}, with: {task.reason} (log: "
+                f"{task.log}); fix that and run the same command again to resume"
             )
 
-    def _progress(self, task: Task, what: str, left: int) -> None:
-        line = f"[{len(self.tasks) - left}/{len(self.tasks)}] {task.cell}: {what}"
-        if left and self._ended:
-            mean = sum(self._ended) / len(self._ended)
-            line += f"; about {duration(mean * left / min(self.workers, left))} left"
-        self.say(line)
+    def stopped(self, job: Job[Task], code: int, seconds: float) -> None:
+        """Each stopped run has saved a checkpoint to resume from, unless it had just ended."""
+        task = job.item
+        if code == 0 and (task.cell.run_dir / "metrics.json").is_file():
+            task.seconds += seconds
+            task.mark("done")
+
+    def _log_end(self, task: Task, what: str) -> None:
+        line = f"[{len(self.tasks) - self._left}/{len(self.tasks)}] {task.cell}: {what}"
+        if self._left and self._durations:
+            mean = sum(self._durations) / len(self._durations)
+            line += f"; about {duration(mean * self._left / min(self.workers, self._left))} left"
+        self.log(line)
 
 
-def _stop(workers: Sequence[Worker]) -> None:
-    """Ends what still runs, all at the same time; each saves a checkpoint that it goes on from, or has just ended."""
-
-    def stop(worker: Worker) -> None:
-        assert worker.child is not None
-        assert worker.task is not None
-        if worker.child.stop() == 0 and (worker.task.cell.run_dir / "metrics.json").is_file():
-            worker.task.seconds += time.monotonic() - worker.started
-            worker.task.mark("done")
-
-    if workers:
-        with ThreadPoolExecutor(len(workers)) as pool:
-            list(pool.map(stop, workers))
-
-
-def _reason(code: int, log: Path) -> str:
-    """Why a run failed, as the last line of its log says."""
-    lines = log.read_text(encoding="utf-8", errors="replace").split("\n") if log.is_file() else []
-    last = next((line.strip() for line in reversed(lines) if line.strip()), "its log is empty")
+def _reason(task: Task, code: int) -> str | None:
+    """Why a run failed; None if it did not."""
+    if code == 0:
+        return None if (task.cell.run_dir / "metrics.json").is_file() else "it ended without metrics.json"
     if code < 0:
         return f"killed by signal {-code}"
+    lines = task.log.read_text(encoding="utf-8", errors="replace").split("\n") if task.log.is_file() else []
+    last = next((line.strip() for line in reversed(lines) if line.strip()), "its log is empty")
     return re.sub(r"^aplot: ", "", last)[:500]
 
 
 def duration(seconds: float) -> str:
-    """A time as people say it: 42 s, 12 min, 3.4 h."""
+    """A rounded time: 42 s, 12 min, 3.4 h."""
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
-def check_words(tasks: Sequence[Task], folder: Path, launcher: Launcher, workers: int) -> None:
-    """Has `fit`'s own parser read what is about to run, so that a wrong key is said before the first run.
+def check_cells(tasks: Sequence[Task], workers: int) -> bool:
+    """Has `fit`'s own parser read what is about to run, so that a wrong key is reported before the first run.
 
-    Every objective is read once, and every setting. Raises UserError with what `fit` says.
+    Every objective is read once, and every setting: keys do not depend on what else they are combined with.
+
+    Returns:
+        Whether every run is a single process.
+
+    Raises:
+        UserError: what `fit` refuses, after the objective's name.
     """
-    begun = [task for task in tasks if task.state in ("new", "anew")]
-    # one cell for each objective and for each setting: keys do not depend on what else they are combined with
-    cells = list({key: task.cell for task in begun for key in (task.cell.objective, task.cell.setting)}.values())
-    waiting = list(dict.fromkeys(cells))
-    running: dict[int, tuple[Cell, Child]] = {}
-    try:
-        while waiting or running:
-            for place in range(workers):
-                if place not in running and waiting:
-                    log = folder / f"check-{place}.log"
-                    log.unlink(missing_ok=True)
-                    words = [*fit_words(waiting[0]), "--print_config"]
-                    running[place] = waiting.pop(0), launcher.start(words, log=log)
-                elif place in running and (code := running[place][1].poll()) is not None:
-                    cell, child = running.pop(place)
-                    why = _reason(code, child.log)
-                    child.log.unlink(missing_ok=True)
-                    if code == USER_MISTAKE:
-                        raise UserError(f"{cell.objective}: {why}")
-                    if code != 0:
-                        raise RunError(f"{cell.objective}: its config could not be read: {why}")
-            time.sleep(WAIT)
-    finally:
-        for _, child in running.values():
-            child.stop()
-            child.log.unlink(missing_ok=True)
+    due = [task.cell for task in tasks if task.state != "done"]
+    first = {key: cell for cell in reversed(due) for key in (cell.objective, cell.setting)}
+    cells = [cell for cell in due if cell in (first[cell.objective], first[cell.setting])]
+    configs = fit_configs([cell_arguments(cell) for cell in cells], workers)
+    single = True
+    for cell in cells:
+        try:
+            single &= is_single_process(next(configs))
+        except UserError as error:
+            raise UserError(f"{cell.objective}: {error}") from error
+    return single
 
 
 def tasks_of(grid: Grid) -> list[Task]:
-    """A task for each cell. Raises UserError for a config or data that there are not."""
+    """A task for each cell. Raises UserError for a missing config or data file."""
     return [Task.of(cell) for cell in grid.cells()]
 
 
-def check_directory(grid: Grid) -> None:
-    """Takes the comparison's directory for this process. Raises UserError where another one has it."""
-    from aplot_lightning.training.lock import lock_run
+def lock_directory(grid: Grid) -> Any:
+    """Locks the comparison's directory for this process; returns the lock to release.
 
+    Raises:
+        UserError: the directory cannot be written, or another process runs this comparison.
+    """
     try:
-        lock_run(grid.directory)
-    except UserError as error:
-        said = str(error).replace("run_dir", "directory").replace("another run", "another compare")
-        raise UserError(said) from None
+        grid.directory.mkdir(parents=True, exist_ok=True)
+        lock = try_lock(grid.directory / ".lock")
+    except OSError as error:
+        raise UserError(
+            f"directory: {grid.directory} cannot be written ({error.strerror}); name another --directory"
+        ) from error
+    if lock is None:
+        raise UserError(
+            f"directory: {grid.directory} is in use by another compare; wait for its end or name another --directory"
+        )
+    return lock

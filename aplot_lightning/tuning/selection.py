@@ -1,32 +1,30 @@
-"""What comes after a study's trials: the chosen config, its confirmation with fresh seeds, and the report.
+"""What follows a study's trials: the chosen config, its confirmation with fresh seeds, and the report.
 
-    finish(config, study, launcher) -> runs/STUDY/report.md, beside best.yaml and confirm/NAME/seedK/
+    finish(config, study) -> runs/STUDY/report.md, beside best.yaml and confirm/NAME/seedK/
 
-Trials see the sets that select. The test sets are evaluated here for the first time, once, when everything is chosen.
+Trials see only the sets that select. The test sets are evaluated here, once, when everything is chosen.
 """
 
 from __future__ import annotations
 
-import json
-from contextlib import nullcontext
+from collections.abc import Sequence
 from datetime import date
+from functools import partial
 from itertools import count, islice
 from pathlib import Path
-from tempfile import NamedTemporaryFile
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from aplot_lightning.errors import RunError
+from aplot_lightning.files import locked
+from aplot_lightning.tuning.config_keys import look_up, nested
 from aplot_lightning.tuning.confirmation import retrain
 from aplot_lightning.tuning.findings import Confirmed, findings
-from aplot_lightning.tuning.launch import Launcher, open_launcher
-from aplot_lightning.tuning.locks import locked
-from aplot_lightning.tuning.overrides import look_up, nested
+from aplot_lightning.tuning.fit_config import config_arguments, fit_configs, option_arguments, write_fit_config
 from aplot_lightning.tuning.study import Baseline, StudyConfig
 from aplot_lightning.tuning.study_report import ranked, trial_counts, write_study_report
-from aplot_lightning.tuning.trial import fit_words
-from aplot_lightning.tuning.whole_config import whole_config, write_whole_config
 
 if TYPE_CHECKING:
     import optuna
@@ -39,18 +37,15 @@ NOT_CONFIRMED = (
 )
 
 
-def finish(
-    config: StudyConfig, study: optuna.Study, launcher: Launcher | None = None, *, workers: int | None = None
-) -> Path:
+def finish(config: StudyConfig, study: optuna.Study, *, workers: int | None = None) -> Path:
     """Writes best.yaml, retrains the chosen config and every baseline with fresh seeds, and writes report.md.
 
-    Called again, it goes on where it was: runs that are done are kept. Of several processes that share the study, one
-    does this while the others wait for it.
+    Called again, it resumes: runs that are done are kept. Of several processes that share the study's folder, one does
+    this while the others wait for it.
 
     Args:
         config: of the study.
         study: its trials.
-        launcher: starts the runs; one of new processes by default.
         workers: runs at a time; the study's own number by default.
 
     Returns:
@@ -59,7 +54,7 @@ def finish(
     Raises:
         RunError: no trial has a value, or a run of the confirmation failed.
     """
-    with locked(config.location, "finish"):
+    with locked(config.folder / "finish.lock"):
         trials = ranked(config, study)
         if not trials:
             raise RunError(
@@ -73,15 +68,9 @@ def finish(
         twin = next((name for name, path in baselines.items() if _same(path, best)), None)
         groups = baselines if twin else {**baselines, chosen: best}  # what is chosen may be a baseline
         seeds = fresh_seeds(config, study, config.confirm.seeds)
-        with nullcontext(launcher) if launcher is not None else open_launcher() as opened:
-            runs = retrain(
-                groups,
-                seeds,
-                config.folder / CONFIRM,
-                opened,
-                workers=workers or config.workers,
-                devices=config.devices,
-            )
+        runs = retrain(
+            groups, seeds, config.folder / CONFIRM, workers=workers or config.workers, devices=config.devices
+        )
         confirmed = Confirmed({**runs, chosen: runs[twin or chosen]}, seeds, twin)
         return write_study_report(config, study, best, findings(config, study, confirmed))
 
@@ -92,7 +81,7 @@ def _same(one: Path, other: Path) -> bool:
 
 
 def chosen_name(config: StudyConfig) -> str:
-    """What the chosen config is called beside the baselines."""
+    """The name of the chosen config beside the baselines."""
     return next(name for name in ("chosen", "tuned", "chosen_by_the_study") if name not in config.baselines)
 
 
@@ -100,54 +89,55 @@ def write_best(config: StudyConfig, study: optuna.Study, trial: optuna.trial.Fro
     """Writes the best trial as one whole config that `fit --config` takes; returns its path.
 
     Raises:
-        RunError: `fit` would read something else from it.
+        RunError: `fit` would read another config from it.
     """
     path = config.folder / BEST
     over = f", mean of {config.seeds} seeds" if config.seeds > 1 else ""
     header = [
         f"The best of study {config.study}: trial {trial.number}, {config.monitor} {trial.value:.4f}{over}.",
         f"Trials: {trial_counts(study)}. Written {date.today().isoformat()}.",
-        "That value is optimistic, being the best of many: see report.md for what it is worth with fresh seeds.",
+        "That value is optimistic, being the best of many: see report.md for its value with fresh seeds.",
         "",
         f"  python -m aplot_lightning fit --config {path}",
         "",
         *(f"{name}: {value}" for name, value in trial.params.items()),
     ]
-    write_whole_config(path, _whole(config, Baseline(values=trial.params)), header)
+    (whole,) = _whole(config, [Baseline(values=trial.params)])
+    write_fit_config(path, whole, header)
     return path
 
 
 def write_baselines(config: StudyConfig) -> dict[str, Path]:
     """Writes every baseline as a whole config; returns the paths by name, in the study's order."""
-    paths = {}
-    for name, baseline in config.baselines.items():
-        paths[name] = config.folder / CONFIRM / f"{name}.yaml"
-        write_whole_config(paths[name], _whole(config, baseline), [f"Baseline {name} of study {config.study}."])
+    paths = {name: config.folder / CONFIRM / f"{name}.yaml" for name in config.baselines}
+    for path, whole in zip(paths.values(), _whole(config, list(config.baselines.values())), strict=True):
+        write_fit_config(path, whole, [f"Baseline {path.stem} of study {config.study}."])
     return paths
 
 
-def _whole(config: StudyConfig, point: Baseline) -> dict[str, Any]:
-    """What `fit` runs with at a point of the space: as in a trial, but for the place that it goes to."""
-    words = fit_words([*config.configs, *point.configs])[1:]
-    fixed = [
-        word
-        for key, value in config.overrides.items()
-        for word in (f"--{key}", value if isinstance(value, str) else json.dumps(value))
-    ]
-    base, space = whole_config([*words, *fixed]), config.search_space
-    try:  # values that a baseline leaves out are those of its configs
-        values = space.point(point.values, lambda key: look_up(key, base))
-    except (KeyError, ValueError):
-        values = point.values
+def _whole(config: StudyConfig, points: Sequence[Baseline]) -> list[dict[str, Any]]:
+    """What `fit` runs with at points of the space: as in a trial, without its run directory."""
+    if not points:
+        return []
+    space = config.search_space
+    fixed = option_arguments(config.overrides)
+    starts = [[*config_arguments([*config.configs, *point.configs]), *fixed] for point in points]
     keys = {**config.overrides, "monitor": config.monitor, "seed_everything": config.first_seed}
-    with NamedTemporaryFile("w", suffix=".yaml", encoding="utf-8") as file:
-        yaml.safe_dump(nested({**keys, **space.overrides(values)}, base), file, sort_keys=False)
-        file.flush()
-        return whole_config([*words, "--config", file.name])
+    with TemporaryDirectory() as folder:
+        arguments = []
+        for number, (start, base, point) in enumerate(zip(starts, fit_configs(starts), points, strict=True)):
+            try:  # values that a baseline leaves out are those of its configs
+                values = space.point(point.values, partial(look_up, config=base))
+            except (KeyError, ValueError):
+                values = point.values
+            path = Path(folder, f"{number}.yaml")
+            path.write_text(yaml.safe_dump(nested({**keys, **space.overrides(values)}, base), sort_keys=False))
+            arguments.append([*start, *config_arguments([path])])
+        return list(fit_configs(arguments))
 
 
 def fresh_seeds(config: StudyConfig, study: optuna.Study, number: int) -> list[int]:
-    """The first seeds after the study's own that no trial was trained with."""
+    """The first seeds after the study's own that no trial used."""
     used: set[Any] = set(config.seed_list)
     if "seed_everything" in config.search_space.keys:
         points = [trial.params for trial in ranked(config, study)]

@@ -1,7 +1,7 @@
-"""Where a study is kept, and the one way in which its processes open it: SQLite, PostgreSQL, or a journal file.
+"""Opens a study's storage: SQLite, PostgreSQL, or a journal file.
 
-What a storage does not hold (sampler, pruner, heartbeats) is set here, for the process that gives trials out as for the
-run that reports to it. Imports nothing heavy but Optuna, and that only when a study is opened.
+What a storage does not hold (sampler, pruner, heartbeats) is set here, for the process that hands out trials and for
+the run that reports to it. Optuna is imported only when a study is opened.
 """
 
 from __future__ import annotations
@@ -9,28 +9,49 @@ from __future__ import annotations
 import errno
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from importlib.util import find_spec
 from json import JSONDecodeError
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from aplot_lightning.errors import RunError, UserError
-from aplot_lightning.tuning.locks import JOURNAL, POSTGRES, SQLITE, JournalLock, database_url, file_of, locked
+from aplot_lightning.files import locked
 
 if TYPE_CHECKING:
     import optuna
 
-HEARTBEAT = 20  # seconds between two signs of life of a trial in a database
-GRACE = 120  # seconds without one, after which its process is taken for dead
-PATIENCE = 60  # seconds that a write may wait for others'
+JOURNAL, SQLITE, POSTGRES = "journal:", "sqlite:///", "postgresql"
+HEARTBEAT = 20  # seconds between two heartbeats of a trial in a database
+GRACE = 120  # seconds without a heartbeat after which a trial counts as dead
+PATIENCE = 60  # seconds that a write may wait for the writes of other processes
+# shared with the run of a trial (training/trial_report.py)
+TRIAL_VARIABLE = "APLOT_TRIAL"  # environment variable: which trial the run reports to
+VALUE_FILE = "value.json"  # in the run directory: the run's value
+FAILURE_FILE = "failure.json"  # in the run directory: the run, or one of its ranks, failed
 KINDS = f"{SQLITE}PATH, {POSTGRES}://USER:PASSWORD@HOST/DATABASE or {JOURNAL}PATH"
 PRUNERS = {"median": "MedianPruner", "hyperband": "HyperbandPruner", "none": "NopPruner"}
 
 
+def file_of(location: str) -> Path | None:
+    """The file of an SQLite or journal storage; None for a database server."""
+    start = next((start for start in (JOURNAL, SQLITE) if location.startswith(start)), None)
+    return Path(location.removeprefix(start)) if start else None
+
+
+def database_url(location: str) -> str:
+    """A PostgreSQL URL that names the installed driver; SQLAlchemy's own choice may not be installed."""
+    start = f"{POSTGRES}://"
+    if location.startswith(start) and find_spec("psycopg") is None and find_spec("psycopg2") is not None:
+        return f"{POSTGRES}+psycopg2://{location.removeprefix(start)}"
+    return location
+
+
 def check_location(location: str) -> None:
-    """Raises UserError for a storage of another kind, before anything is imported for it."""
+    """Raises UserError for an unsupported kind of storage, before anything is imported for it."""
     if not location.startswith((JOURNAL, SQLITE, f"{POSTGRES}://", f"{POSTGRES}+")):
-        raise UserError(f"storage: {without_password(location)!r} is none that a study can be kept in: {KINDS}")
+        raise UserError(f"storage: {without_password(location)!r} is not supported; use {KINDS}")
     path = file_of(location)
     if path is not None and path.is_dir():
         raise UserError(f"storage: {path} is a folder; name a file")
@@ -44,12 +65,12 @@ def without_password(location: str) -> str:
 
 
 @contextmanager
-def told_in_one_line(location: str) -> Iterator[None]:
-    """Turns what a storage refuses (unreachable, full, read-only, damaged) into one line.
+def storage_errors(location: str) -> Iterator[None]:
+    """Turns the errors of a storage (unreachable, full, read-only, damaged) into one line.
 
     Raises:
-        UserError: a database that does not answer, or a file that cannot be opened, which the user has named.
-        RunError: a disk that takes no more.
+        UserError: a database does not answer, or a file cannot be opened.
+        RunError: the disk is full.
     """
     from optuna.exceptions import StorageInternalError
     from sqlalchemy.exc import SQLAlchemyError
@@ -63,13 +84,13 @@ def told_in_one_line(location: str) -> Iterator[None]:
         raise _refused(error.filename or shown, error.strerror or str(error), full=error.errno in FULL) from error
     except (SQLAlchemyError, StorageInternalError) as error:
         cause = error.__cause__ if isinstance(error, StorageInternalError) and error.__cause__ else error
-        said = " ".join(str(getattr(cause, "orig", None) or cause).split())[:300]
-        full = any(word in said for word in ("disk is full", "disk I/O", "No space left", "disk full"))
-        raise _refused(shown, said, full) from error
+        reason = " ".join(str(getattr(cause, "orig", None) or cause).split())[:300]
+        full = any(word in reason for word in ("disk is full", "disk I/O", "No space left", "disk full"))
+        raise _refused(shown, reason, full) from error
     except ValueError as error:
         if not (isinstance(error, JSONDecodeError) or "Invalid log format" in str(error)):
             raise
-        raise _refused(shown, "it is no journal of Optuna's", full=False) from error
+        raise _refused(shown, "it is not an Optuna journal", full=False) from error
 
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -77,8 +98,8 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 def _refused(shown: str, reason: str, full: bool) -> Exception:
     if full:
-        return RunError(f"storage: {shown} takes no more ({reason}); make room and run the same command again")
-    return UserError(f"storage: {shown} cannot be used ({reason}); see that it is there and may be written")
+        return RunError(f"storage: {shown} is full ({reason}); free some space and run the same command again")
+    return UserError(f"storage: {shown} cannot be used ({reason}); check that it exists and can be written")
 
 
 def open_study(
@@ -88,15 +109,17 @@ def open_study(
     direction: Literal["minimize", "maximize"],
     sampler: optuna.samplers.BaseSampler | None = None,
     pruner: optuna.pruners.BasePruner | None = None,
+    requeue: Callable[[optuna.Study, optuna.trial.FrozenTrial], None] | None = None,
 ) -> tuple[optuna.Study, optuna.storages.BaseStorage]:
-    """The study of this name, made where there is none, and the storage that it is in.
+    """Opens the study of this name, or creates it. Returns it and its storage.
 
     Args:
         location: sqlite:///PATH, postgresql://..., or journal:PATH.
         name: of the study.
         direction: minimize or maximize.
-        sampler: proposes values; of the process that gives trials out.
-        pruner: stops trials; of the run that reports.
+        sampler: proposes values, in the process that hands out trials.
+        pruner: stops trials, in the run that reports.
+        requeue: called with each trial that `optuna.storages.fail_stale_trials` fails; databases only.
 
     Raises:
         UserError: the storage cannot be reached or opened.
@@ -105,8 +128,10 @@ def open_study(
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    with told_in_one_line(location), locked(location, "open"), without_remarks():
-        storage = _open_storage(location)
+    path = file_of(location)
+    one_at_a_time = locked(path.with_name(f".{path.name}.open.lock")) if path is not None else nullcontext()
+    with storage_errors(location), one_at_a_time, without_warnings():
+        storage = _open_storage(location, requeue)
         study = optuna.create_study(
             study_name=name,
             storage=storage,
@@ -119,30 +144,33 @@ def open_study(
 
 
 def check_reachable(location: str) -> None:
-    """Raises UserError where a database server does not answer; files are made when the study is opened."""
+    """Raises UserError if a database server does not answer. Files are created when the study is opened."""
     if file_of(location) is None:
-        with told_in_one_line(location), locked(location, "open"):
-            pass
+        with storage_errors(location):
+            import sqlalchemy
+
+            sqlalchemy.create_engine(database_url(location)).connect().close()
 
 
-def _open_storage(location: str) -> optuna.storages.BaseStorage:
+def _open_storage(location: str, requeue: Any) -> optuna.storages.BaseStorage:
     import optuna
 
     path = file_of(location)
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
     if path is not None and location.startswith(JOURNAL):
         from optuna.storages.journal import JournalFileBackend, JournalStorage
 
-        lock: Any = JournalLock(path)  # the base class of locks is not public
-        return JournalStorage(JournalFileBackend(str(path), lock_obj=lock))
+        return JournalStorage(JournalFileBackend(str(path)))
     logging.getLogger("alembic").setLevel(logging.ERROR)
     engine: dict[str, Any] = {"pool_pre_ping": True}
     if path is not None:
         engine["connect_args"] = {"timeout": PATIENCE}
     return optuna.storages.get_storage(
         optuna.storages.RDBStorage(
-            database_url(location), engine_kwargs=engine, heartbeat_interval=HEARTBEAT, grace_period=GRACE
+            database_url(location),
+            engine_kwargs=engine,
+            heartbeat_interval=HEARTBEAT,
+            grace_period=GRACE,
+            heartbeat_stale_trial_callback=requeue,
         )
     )
 
@@ -151,14 +179,14 @@ def build_sampler(name: str, seed: int, conditional: bool) -> optuna.samplers.Ba
     """A sampler by its name in the study's YAML.
 
     Args:
-        name: tpe, random, gp or grid, whose points are all given out beforehand.
-        seed: for one trial.
-        conditional: whether trials have different parameters.
+        name: tpe, random, gp, or grid, whose points are fixed beforehand.
+        seed: of one trial.
+        conditional: whether trials may have different parameters.
     """
     import optuna
 
-    with without_remarks():
-        if name == "tpe":  # parameters are drawn together, and far from what other workers try at the moment
+    with without_warnings():
+        if name == "tpe":  # draws parameters jointly, and away from the running trials of other workers
             return optuna.samplers.TPESampler(seed=seed, multivariate=True, group=conditional, constant_liar=True)
         if name == "gp":
             return optuna.samplers.GPSampler(seed=seed, deterministic_objective=True)
@@ -166,13 +194,13 @@ def build_sampler(name: str, seed: int, conditional: bool) -> optuna.samplers.Ba
 
 
 def check_pruner(choice: str | Mapping[str, Any]) -> None:
-    """Raises UserError for a pruner that there is not; Optuna is imported only for one without a short name."""
+    """Raises UserError for an unknown pruner. Imports Optuna only for one without a short name."""
     if not (isinstance(choice, str) and choice in PRUNERS):
         build_pruner(choice)
 
 
 def build_pruner(choice: str | Mapping[str, Any]) -> optuna.pruners.BasePruner:
-    """A pruner by its name, class path, or {class_path, init_args}. Raises UserError for one that there is not."""
+    """A pruner by its name, class path, or {class_path, init_args}. Raises UserError for an unknown one."""
     import optuna
 
     options: dict[str, Any] = {"class_path": choice} if isinstance(choice, str) else dict(choice)
@@ -182,19 +210,19 @@ def build_pruner(choice: str | Mapping[str, Any]) -> optuna.pruners.BasePruner:
     kind = getattr(optuna.pruners, name, None) if name.isidentifier() else None
     if options or not (isinstance(kind, type) and issubclass(kind, optuna.pruners.BasePruner)):
         raise UserError(
-            f"pruner: {choice!r} is none: median, hyperband, none, or a class of optuna.pruners as "
+            f"pruner: {choice!r} is unknown; use median, hyperband, none, or a class of optuna.pruners as "
             "{class_path: PercentilePruner, init_args: {percentile: 25.0}}"
         )
     try:
-        with without_remarks():
+        with without_warnings():
             return kind(**arguments)
     except (TypeError, ValueError) as error:
         raise UserError(f"pruner: {name}: {' '.join(str(error).split())}") from error
 
 
 @contextmanager
-def without_remarks() -> Iterator[None]:
-    """Without Optuna's remarks that heartbeats and some samplers' options are experimental."""
+def without_warnings() -> Iterator[None]:
+    """Hides Optuna's warnings that heartbeats and some options of samplers are experimental."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

@@ -17,23 +17,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from aplot_lightning.errors import UserError
+from aplot_lightning.evaluation.monitor import check_monitor, direction
 from aplot_lightning.tuning.space import SearchSpace
 from aplot_lightning.tuning.storage import check_location, check_pruner
 
 TRIALS = 40  # where the file does not say, and there is no grid
-# of one evaluation set; evaluation.metrics, which measures them, takes seconds to import
-METRICS = (
-    "accuracy",
-    "log_loss",
-    "ece",
-    "hard_accuracy",
-    "longer_chosen_accuracy",
-    "shorter_chosen_accuracy",
-    "length_correlation",
-    "mean_gap",
-    "auroc",
-)
-LOWER_IS_BETTER = ("log_loss", "ece")
 
 
 @dataclass
@@ -122,7 +110,7 @@ class StudyConfig:
 
     @property
     def direction(self) -> Literal["minimize", "maximize"]:
-        return "minimize" if self.monitor.rpartition("/")[2] in LOWER_IS_BETTER else "maximize"
+        return direction(self.monitor)
 
     @cached_property
     def search_space(self) -> SearchSpace:
@@ -186,21 +174,6 @@ def read_study(path: str | Path, options: Mapping[str, Any] | None = None) -> St
     return config
 
 
-def read_options(command: str, main: Callable[..., None], arguments: Sequence[str]) -> dict[str, Any]:
-    """The arguments of a command's `main` from its words. Raises UserError, in one line, for those that it has not."""
-    from jsonargparse import ArgumentError, ArgumentParser
-
-    from aplot_lightning.argument_errors import one_line
-    from aplot_lightning.cli import COMMANDS
-
-    parser = ArgumentParser(prog=f"aplot {command}", description=COMMANDS[command], exit_on_error=False)
-    parser.add_function_arguments(main)
-    try:
-        return parser.parse_args(list(arguments)).as_dict()
-    except ArgumentError as error:
-        raise UserError(f"{command}: {one_line(str(error))}") from error
-
-
 def _first(error: Exception) -> str:
     return str(getattr(error, "problem", None) or getattr(error, "reason", None) or error)
 
@@ -240,18 +213,6 @@ def _check(config: StudyConfig) -> None:
     check_pruner(config.pruner)
     for name, baseline in config.baselines.items():
         config.search_space.check_names(baseline.values, f"baselines.{name}.values")
-
-
-def check_monitor(monitor: str) -> None:
-    """Raises UserError for a metric that there is not, and for a test set: those select nothing (docs/method.md, 5)."""
-    stem, _, metric = monitor.rpartition("/")
-    if not (stem == "validation" or stem.startswith("ood_validation/")):
-        raise UserError(
-            f"monitor: {monitor!r} may not select: test sets (id, ood) are for the report; use a metric of "
-            "`validation` or of a set in data.ood_validation, such as validation/accuracy"
-        )
-    if metric not in METRICS:
-        raise UserError(f"monitor: there is no metric {metric!r}; choose from {', '.join(METRICS)}")
 
 
 def _check_keys(config: StudyConfig) -> None:

@@ -1,30 +1,27 @@
-"""One trial = one child run of `fit` (one for each of its seeds): its config file, its words, and what it left."""
+"""One trial = one run of `fit` for each of its seeds: its config file, its arguments, and its result."""
 
 from __future__ import annotations
 
 import json
 import math
-import re
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from aplot_lightning.errors import RunError, UserError
-from aplot_lightning.tuning.launch import Launcher
-from aplot_lightning.tuning.overrides import look_up, nested
-from aplot_lightning.tuning.slots import Claim
-from aplot_lightning.tuning.study import StudyConfig
+import yaml
 
-VARIABLE = "APLOT_TRIAL"  # tells a run of fit to which trial it reports; read by training/trial_report.py
-VALUE_FILE = "value.json"
-TRIES = 3  # of a child that only prints
-LINES = 5  # of a failed run's log that are kept with its trial
-# of a run whose own process, or another rank, was killed: nothing that its values could have brought about
-LOST = re.compile(r"lost another rank|terminated with code -\d+")
-OWN_END = re.compile(r"terminated with code \d+")
+from aplot_lightning.errors import RunError, UserError
+from aplot_lightning.tuning.config_keys import look_up, nested
+from aplot_lightning.tuning.fit_config import config_arguments, fit_configs, lean_checkpoints, option_arguments
+from aplot_lightning.tuning.storage import FAILURE_FILE, TRIAL_VARIABLE, VALUE_FILE
+from aplot_lightning.tuning.study import StudyConfig
+from aplot_lightning.tuning.trial_queue import Claim
+
+LINES = 5  # of a failed run's log that are stored with its trial
+KILLED = (137, 143)  # exit codes of a shell for SIGKILL and SIGTERM
 
 
 @dataclass(frozen=True)
@@ -32,10 +29,10 @@ class Outcome:
     """How a run ended.
 
     Attributes:
-        value: the monitored metric, best over its validations; None where it did not end well.
+        value: the monitored metric, best over its validations; None if the run failed or died.
         pruned: it was stopped early.
-        failure: the last lines of its log, where it failed of itself.
-        died: it was killed from outside.
+        failure: the last lines of its log, if it failed.
+        died: it, or one of its ranks, was killed; the values of the trial are not to blame.
     """
 
     value: float | None = None
@@ -45,11 +42,11 @@ class Outcome:
 
 
 class TrialRuns:
-    """Writes the runs of a study's trials, and reads what they left.
+    """Writes the runs of a study's trials, and reads their results.
 
     Args:
         config: the study.
-        base: the whole config that they start from, as `read_base` tells it.
+        base: the whole config that they start from, from `read_base`.
     """
 
     def __init__(self, config: StudyConfig, base: Mapping[str, Any]) -> None:
@@ -64,20 +61,31 @@ class TrialRuns:
         return folder if self.config.seeds == 1 else folder / f"seed{seed}"
 
     def prepare(self, claim: Claim, seed: int) -> list[str]:
-        """Writes the run's config file; the words of its command. Raises UserError where values cannot be reckoned."""
+        """Writes the run's config file; returns its arguments.
+
+        Raises:
+            UserError: an expression of the space cannot be evaluated at these values.
+            RunError: the file cannot be written.
+        """
         keys: dict[str, Any] = {"report": False, "checkpoint_keep": 0, **lean_checkpoints(self.base)}
         keys |= {**self.config.overrides, **self.config.search_space.overrides(claim.values)}
         keys |= {"seed_everything": seed, "monitor": self.config.monitor}
         keys["data.watch_test_sets"] = False  # neither `id` nor OOD before everything is chosen
         run_dir = self.run_dir(claim, seed)
-        file = run_dir / "trial.yaml"
-        write_config(file, nested(keys, self.base))
-        return [*fit_words([*self.config.configs, str(file)]), "--run_dir", str(run_dir)]
+        path = run_dir / "trial.yaml"
+        try:
+            run_dir.mkdir(parents=True, exist_ok=True)
+            for left in (VALUE_FILE, FAILURE_FILE):
+                (run_dir / left).unlink(missing_ok=True)
+            _write(path, nested(keys, self.base))
+        except OSError as error:
+            raise RunError(f"{path} could not be written ({error.strerror}); fix that and run tune again") from error
+        return ["fit", *config_arguments([*self.config.configs, path]), "--run_dir", str(run_dir)]
 
-    def variables(self, claim: Claim, seed: int) -> dict[str, str]:
-        """What tells the run where it reports. Only the first seed's does: pruning looks at that."""
+    def environment(self, claim: Claim, seed: int) -> dict[str, str]:
+        """Tells the run which trial it reports to. Only the first seed reports: pruning looks at that."""
         config = self.config
-        told = {
+        trial = {
             "location": config.location,
             "study": config.study,
             "direction": config.direction,
@@ -85,153 +93,90 @@ class TrialRuns:
             "number": claim.number,
             "report": seed == config.first_seed,
         }
-        return {VARIABLE: json.dumps(told)}
+        return {TRIAL_VARIABLE: json.dumps(trial)}
 
     def outcome(self, claim: Claim, seed: int, code: int, log: Path) -> Outcome:
-        """How the run ended, from its exit code and what it wrote."""
+        """How the run ended, from its exit code and its files."""
+        run_dir = self.run_dir(claim, seed)
         if code != 0:
-            return _unsuccessful(code, log)
-        try:
-            told = json.loads((self.run_dir(claim, seed) / VALUE_FILE).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            told = {"value": None, "pruned": False}
-        value = told["value"]
+            failure = _read_json(run_dir / FAILURE_FILE)
+            # Lightning kills the first rank if another one ends, for whatever reason: the ranks themselves say why
+            died = failure["lost_rank"] if failure else code < 0 or code in KILLED
+            return Outcome(died=True) if died else Outcome(failure=_last_lines(log, code))
+        result = _read_json(run_dir / VALUE_FILE) or {"value": None, "pruned": False}
+        value = result["value"]
         if value is None or not math.isfinite(value):
             return Outcome(failure=f"no validation has measured {self.config.monitor}; see {log}")
-        return Outcome(float(value), told["pruned"])
+        return Outcome(float(value), result["pruned"])
 
 
-def _unsuccessful(code: int, log: Path) -> Outcome:
+def _write(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
     try:
-        text = log.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        text = ""
-    lines = [line.rstrip() for line in text.splitlines() if line.strip()][-LINES:]
-    said = "\n".join(lines)
-    # Lightning kills the first rank where another ends in whatever way: its log tells in which
-    killed = code < 0 or code in (137, 143)
-    if (killed and not OWN_END.search(said)) or LOST.search(said):
-        return Outcome(died=True)
-    return Outcome(failure=f"{said[-1500:] or 'it said nothing'}\n(exit code {code}, {log})")
-
-
-def shortened(failure: str) -> str:
-    """A failure on one line: the last thing that the run said."""
-    lines = failure.splitlines()
-    said = lines[-2] if len(lines) > 1 and lines[-1].startswith("(exit code") else lines[-1]
-    return said.removeprefix("aplot: ")[:300]
-
-
-def write_config(path: Path, content: Mapping[str, Any]) -> None:
-    """Writes a config file. Raises RunError where the disk is full."""
-    import yaml
-
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True), encoding="utf-8")
-    except OSError as error:
-        raise RunError(
-            f"{path} could not be written ({error.strerror}); mend that and run the same command again"
-        ) from error
-
-
-def _not_written(path: Path, error: OSError) -> RunError:
-    return RunError(f"{path} could not be written ({error.strerror}); mend that and run the same command again")
-
-
-def fit_words(configs: Sequence[str]) -> list[str]:
-    """`fit` with these config files."""
-    return ["fit", *(word for path in configs for word in ("--config", path))]
-
-
-def read_base(config: StudyConfig, launcher: Launcher, configs: Sequence[str] = ()) -> dict[str, Any]:
-    """The whole config of the study's base, read by `fit`'s own parser in a child.
-
-    Args:
-        config: the study, with its overrides.
-        launcher: starts the child.
-        configs: further files after the study's own.
-
-    Raises:
-        UserError: what `fit` refuses in them.
-    """
-    words = fit_words([*config.configs, *configs])
-    for key, value in config.overrides.items():
-        words += [f"--{key}", value if isinstance(value, str) else json.dumps(value)]
-    return _printed(launcher, words)
-
-
-def check_space(config: StudyConfig, launcher: Launcher, base: Mapping[str, Any]) -> None:
-    """Has `fit`'s parser read points that name every searched key. Raises UserError for what it refuses."""
-    space = config.search_space
-    with tempfile.TemporaryDirectory() as folder:
-        for values in space.samples():
-            file = Path(folder, "trial.yaml")
-            write_config(file, nested({**config.overrides, **space.overrides(values)}, base))
-            try:
-                _printed(launcher, fit_words([*config.configs, str(file)]))
-            except UserError as error:
-                raise UserError(f"space: {error}") from error
-
-
-def check_monitored_set(config: StudyConfig, base: Mapping[str, Any]) -> None:
-    """Raises UserError where the monitored set is none of the base config's."""
-    stem = config.monitor.rpartition("/")[0]
-    kind, _, name = stem.partition("/")
-    there = dict(look_up("data.ood_validation", base) or {})
-    if kind == "ood_validation" and name not in there:
-        names = ", ".join(there) or "none"
-        raise UserError(f"monitor: there is no set {name!r} in data.ood_validation of the base config (it has {names})")
-
-
-def _printed(launcher: Launcher, words: Sequence[str]) -> dict[str, Any]:
-    import yaml
-
-    for _ in range(TRIES):  # it may be killed like any process
-        with tempfile.TemporaryDirectory() as folder:
-            log = Path(folder, "log.txt")
-            code = launcher.start([*words, "--print_config"], log=log).wait()
-            said = log.read_text(encoding="utf-8", errors="replace")
-        if code >= 0:
-            break
-    lines = [line for line in said.splitlines() if line.strip()] or [f"exit code {code}"]
-    if code == 2:
-        raise UserError(lines[-1].removeprefix("aplot: "))
-    start = said.find("# lightning.pytorch")
-    content = yaml.safe_load(said[max(0, start) :]) if code == 0 else None
-    if not isinstance(content, dict):
-        raise RunError(f"fit --print_config failed with exit code {code}: {lines[-1].removeprefix('aplot: ')}")
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
     return content
 
 
-def baseline_points(
-    config: StudyConfig, launcher: Launcher, base: Mapping[str, Any]
-) -> tuple[dict[str, Any], list[str]]:
-    """The baselines that are points of the space, by name, and for each other one a line that says why it is none."""
-    points, notes = {}, []
-    for name, baseline in config.baselines.items():
-        own = read_base(config, launcher, baseline.configs) if baseline.configs else base
+def _last_lines(log: Path, code: int) -> str:
+    text = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
+    lines = [line.rstrip() for line in text.splitlines() if line.strip()][-LINES:]
+    return "\n".join([("\n".join(lines) or "it printed nothing")[-1500:], f"(exit code {code}, {log})"])
+
+
+def shortened(failure: str) -> str:
+    """A failure on one line: the last line that the run printed."""
+    lines = failure.splitlines()
+    last = lines[-2] if len(lines) > 1 and lines[-1].startswith("(exit code") else lines[-1]
+    return last.removeprefix("aplot: ")[:300]
+
+
+def read_base(config: StudyConfig) -> dict[str, Any]:
+    """The whole config of the study's base. Raises UserError for what `fit` refuses in it."""
+    (base,) = fit_configs([[*config_arguments(config.configs), *option_arguments(config.overrides)]])
+    return base
+
+
+def check_space(config: StudyConfig, base: Mapping[str, Any]) -> None:
+    """Has `fit`'s parser read points that name every searched key. Raises UserError for what it refuses."""
+    space = config.search_space
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = []
+        for number, values in enumerate(space.samples()):
+            path = Path(folder, f"{number}.yaml")
+            _write(path, nested({**config.overrides, **space.overrides(values)}, base))
+            arguments.append(config_arguments([*config.configs, path]))
         try:
-            points[name] = config.search_space.point(baseline.values, partial(look_up, config=own))
+            list(fit_configs(arguments))
+        except UserError as error:
+            raise UserError(f"space: {error}") from error
+
+
+def check_monitored_set(config: StudyConfig, base: Mapping[str, Any]) -> None:
+    """Raises UserError if the base config does not have the monitored set."""
+    stem = config.monitor.rpartition("/")[0]
+    kind, _, name = stem.partition("/")
+    sets = dict(look_up("data.ood_validation", base) or {})
+    if kind == "ood_validation" and name not in sets:
+        names = ", ".join(sets) or "none"
+        raise UserError(f"monitor: there is no set {name!r} in data.ood_validation of the base config (it has {names})")
+
+
+def baseline_points(config: StudyConfig, base: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """The baselines that are points of the space, by name, and for each other one a line that says why it is not."""
+    points, notes = {}, []
+    fixed = option_arguments(config.overrides)
+    own = {name: baseline.configs for name, baseline in config.baselines.items() if baseline.configs}
+    read = fit_configs([[*config_arguments([*config.configs, *configs]), *fixed] for configs in own.values()])
+    bases = dict(zip(own, read, strict=True)) if own else {}
+    for name, baseline in config.baselines.items():
+        try:
+            look = partial(look_up, config=bases.get(name, base))
+            points[name] = config.search_space.point(baseline.values, look)
         except ValueError as error:
-            notes.append(f"baseline {name} is no point of the space ({error}): it is not among the trials")
+            notes.append(f"baseline {name} is not a point of the space ({error}): it is not among the trials")
     return points, notes
-
-
-def is_single_device(base: Mapping[str, Any]) -> bool:
-    """Whether a run is one process, so that it may be forked from a preloaded one."""
-    trainer = base.get("trainer", {})
-    devices = trainer.get("devices")
-    one = devices in (1, "1") or (isinstance(devices, list) and len(devices) == 1)
-    return (one or (devices == "auto" and trainer.get("accelerator") == "cpu")) and trainer.get("num_nodes", 1) == 1
-
-
-def lean_checkpoints(base: Mapping[str, Any]) -> dict[str, bool]:
-    """Keys that keep a frozen backbone out of a run's checkpoints, where nothing in the run needs it in the file.
-
-    Args:
-        base: the run's whole config.
-    """
-    frozen = base.get("model", {}).get("freeze_backbone", False)
-    plain = is_single_device(base) and not base["trainer"].get("callbacks")
-    return {"checkpoint_backbone": False} if frozen and plain else {}

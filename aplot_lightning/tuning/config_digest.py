@@ -1,6 +1,7 @@
-"""What a cell's result follows from, as one digest: its merged config, its seed, and the content of the files it names.
+"""A digest of what a cell's result depends on: its merged config, its seed, and the content of the files it names.
 
-Neither where the checkout lies nor the code's version is in it: a run that is done stays done when either changes.
+It merges the YAML files without `fit`'s defaults, and leaves out the location of the checkout and the version of the
+code: a run that is done stays done when one of these changes.
 """
 
 from __future__ import annotations
