@@ -1,16 +1,16 @@
-"""The two kinds of failure that a user reads as one line instead of a traceback."""
+"""Errors that the command line reports as one line instead of a traceback."""
 
 
 class UserError(Exception):
-    """A mistake in what the user gave: the command line turns it into one line on stderr and exit code 2.
+    """A mistake in the user's input: the command line prints one line on stderr and exits with code 2.
 
-    The message says what is wrong, where (path and line, or key), and how to mend it.
+    The message says what is wrong, where (path and line, or key), and how to fix it.
     """
 
 
 class NotFiniteError(ValueError):
-    """A NaN or infinite value met in computing: training stops with the step and the likely causes."""
+    """A NaN or infinite value in a computation: training stops and reports the step and the likely causes."""
 
 
 class RunError(Exception):
-    """A run that cannot go on (for example a loss that is not finite): one line on stderr and exit code 1."""
+    """A run that cannot continue, for example after a loss that is not finite: one line on stderr, exit code 1."""

@@ -1,17 +1,17 @@
 """Entropic optimal transport between the chosen and the rejected responses of a batch: cost, plan, margin.
 
-Pure tensor functions (APLOT, arXiv 2510.10963; the reading of it is written down in each function):
+Pure tensor functions after APLOT (arXiv 2510.10963); docs/method.md, section 2, has the formulas and their sources:
 
     cost = transport_cost(chosen_rewards, rejected_rewards, chosen_embeddings, rejected_embeddings)   # (n, m)
     plan = transport_plan(cost)                                                                       # (n, m)
     margins = transport_margin(cost, plan)                                                            # (n,)
 
-Precision: everything runs in float32 or, where an input is float64, in float64, with autocast off; bfloat16 and float16
-inputs are promoted before anything is computed from them.
+Precision: everything runs in float32, or in float64 if an input is float64, with autocast off. bfloat16 and float16
+inputs are promoted first.
 
-Refusals are ValueErrors that name the argument and what it may be. NaN and infinite values are refused on the CPU. On
-an accelerator the test would make the host wait for the device at every step, so there a NaN travels on through plan
-and margin into the loss, where a training loop looks once.
+Errors are ValueErrors that name the argument and the allowed values. NaN and infinite values are rejected on the CPU.
+On an accelerator this check would make the host wait for the device at every step. There a NaN propagates through plan
+and margin into the loss, which the training loop checks once.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ def transport_cost(
     similarity_weight: float = 0.1,
     similarity_term: SimilarityTerm = "similarity",
 ) -> Tensor:
-    """What it costs to move chosen response i onto rejected response j: high where the model cannot tell them apart.
+    """The cost of moving chosen response i onto rejected response j; high if the model cannot tell the two apart.
 
     .. math:: C_{ij} = w_r (1 - σ(|r_i^+ - r_j^-|)) + w_s \\cos(h_i^+, h_j^-)
 
-    Source: APLOT (2510.10963) as an independent paper's appendix restates it; the authors' code is not public, so the
+    Source: APLOT (2510.10963) as restated in an independent paper's appendix. The authors' code is not public, so the
     sign of the similarity term is an option. The cosine with a zero vector is 0.
 
     Args:
@@ -58,7 +58,7 @@ def transport_cost(
         (n, m), differentiable in all four tensors.
 
     Raises:
-        ValueError: shapes that do not fit, a NaN or infinite value (CPU), or an option out of range.
+        ValueError: shapes do not match, a value is NaN or infinite (CPU), or an option is out of range.
     """
     check_cost_options(reward_weight, similarity_weight, similarity_term)
     _check_side("chosen", chosen_rewards, chosen_embeddings)
@@ -85,23 +85,22 @@ def transport_plan(cost: Tensor, *, epsilon: float = 0.1, iterations: int = 50, 
     .. math:: T = \\arg\\min_T ⟨T, C⟩ + ε \\sum T \\log T, \\quad T 1 = 1/n, \\; T^⊤ 1 = 1/m
 
     Log-domain Sinkhorn (Cuturi 2013; Feydy et al. 2019): POT's ``sinkhorn_log`` on the CPU; on an accelerator the same
-    iteration without POT's convergence test, which would make the host wait every ten iterations. Exactly `iterations`
-    are done on both. They end on the rows, so the columns are exact up to `marginal_error(plan)`.
+    iteration without POT's convergence test, which would make the host wait every ten iterations. Both run exactly
+    `iterations` iterations, which end on the rows: the columns are exact up to `marginal_error(plan)`.
 
     Args:
         cost: (n, m), n, m >= 1.
         epsilon: entropy weight, above 0.
         iterations: at least 1.
-        diagonal: False keeps all mass off the cells (i, i): no response is moved onto its own pair's other side.
-            Needs n = m >= 2.
+        diagonal: False puts no mass on the cells (i, i), so that no response is moved onto the other side of its own
+            pair. Needs n = m >= 2.
 
     Returns:
-        (n, m), float64 for float64 costs and float32 else; rows sum to 1/n. It carries no gradient: the plan is held
-        fixed.
+        (n, m), float64 for float64 costs, else float32; rows sum to 1/n. The plan carries no gradient.
 
     Raises:
-        ValueError: a cost that is not a matrix, holds a NaN or infinite value (CPU), or is not square where that is
-            needed; an option out of range.
+        ValueError: the cost is not a matrix, contains NaN or infinite values (CPU), or is not square but must be; or an
+            option is out of range.
     """
     check_plan_options(epsilon, iterations)
     _check_matrix("cost", cost)
@@ -114,13 +113,13 @@ def transport_plan(cost: Tensor, *, epsilon: float = 0.1, iterations: int = 50, 
             cost = cost.clone().fill_diagonal_(math.inf)
         solve = _column_potential_pot if cost.device.type == "cpu" else _column_potential
         potential = solve(cost, epsilon, iterations)
-        # The last half-iteration, which scales the rows, written as a softmax: rows are then exact also in float32 at
-        # epsilon 1e-4, where exp(u + v - C / epsilon) would lose 6e-4 of their mass.
+        # The last half-iteration scales the rows. As a softmax it is exact in float32 even at epsilon 1e-4, where
+        # exp(u + v - C / epsilon) would lose 6e-4 of the mass.
         return torch.softmax(potential - cost / epsilon, dim=1) / cost.shape[0]
 
 
 def transport_margin(cost: Tensor, plan: Tensor, *, reading: Reading = "conditional") -> Tensor:
-    """The margin of every chosen response, read from the plan in one of four ways (the source does not say which).
+    """The margin of every chosen response, read from the plan in one of four ways (the source does not specify it).
 
     - ``conditional``: n Σ_j T_ij C_ij, the expected cost of row i under its own conditional plan.
     - ``mass``: Σ_j T_ij C_ij, the plain row sum; it shrinks as 1/n.
@@ -129,15 +128,15 @@ def transport_margin(cost: Tensor, plan: Tensor, *, reading: Reading = "conditio
 
     Args:
         cost: (n, m).
-        plan: (n, m), from `transport_plan(cost)`; held fixed, so no gradient flows into it.
+        plan: (n, m), from `transport_plan(cost)`; treated as a constant, so no gradient flows into it.
         reading: one of the four.
 
     Returns:
         (n,), differentiable in `cost`.
 
     Raises:
-        ValueError: an unknown reading, shapes that differ, a NaN or infinite value (CPU), or "diagonal" of a cost that
-            is not square.
+        ValueError: the reading is unknown, the shapes differ, a value is NaN or infinite (CPU), or the reading is
+            "diagonal" and the cost is not square.
     """
     check_reading(reading)
     _check_matrix("cost", cost)
@@ -159,7 +158,7 @@ def transport_margin(cost: Tensor, plan: Tensor, *, reading: Reading = "conditio
 
 
 def marginal_error(plan: Tensor) -> Tensor:
-    """How far a plan (n, m) is from its marginals: the largest of |row sum - 1/n| and |column sum - 1/m|, a scalar.
+    """The largest error of a plan's marginals: the maximum of |row sum - 1/n| and |column sum - 1/m|, a scalar.
 
     The rows of `transport_plan` are exact, so for its plans this is the error of the columns: 0 at convergence.
     """
@@ -171,13 +170,13 @@ def marginal_error(plan: Tensor) -> Tensor:
 
 
 def plan_entropy(plan: Tensor) -> Tensor:
-    """-Σ T log T of a plan (n, m) in nats, a scalar: log(n m) where uniform, log n where a permutation."""
+    """-Σ T log T of a plan (n, m) in nats, a scalar: log(n m) for a uniform plan, log n for a permutation."""
     _check_matrix("plan", plan)
     return torch.special.entr(at_least_float32(plan.detach())).sum()
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:
-    """The tensor in float32, or as it is where it is float64."""
+    """The tensor in float32; a float64 tensor is returned unchanged."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
@@ -187,15 +186,15 @@ def without_autocast(tensor: Tensor) -> torch.autocast:
 
 
 def check_cost_options(reward_weight: float, similarity_weight: float, similarity_term: str) -> None:
-    """Raise ValueError where `transport_cost` would refuse these options."""
+    """Raises ValueError if `transport_cost` does not accept these options."""
     for name, weight in (("reward_weight", reward_weight), ("similarity_weight", similarity_weight)):
         if not (math.isfinite(weight) and weight >= 0):
             raise ValueError(f"{name} must be a finite number of at least 0, got {weight}")
-    _check_choice("similarity_term", similarity_term, get_args(SimilarityTerm))
+    check_choice("similarity_term", similarity_term, get_args(SimilarityTerm))
 
 
 def check_plan_options(epsilon: float, iterations: int) -> None:
-    """Raise ValueError where `transport_plan` would refuse these options."""
+    """Raises ValueError if `transport_plan` does not accept these options."""
     if not (math.isfinite(epsilon) and epsilon > 0):
         raise ValueError(f"epsilon must be a finite number above 0, got {epsilon}")
     if not isinstance(iterations, int) or iterations < 1:
@@ -203,13 +202,19 @@ def check_plan_options(epsilon: float, iterations: int) -> None:
 
 
 def check_reading(reading: str) -> None:
-    """Raise ValueError where `transport_margin` does not know this reading."""
-    _check_choice("reading", reading, get_args(Reading))
+    """Raises ValueError if `transport_margin` does not know this reading."""
+    check_choice("reading", reading, get_args(Reading))
+
+
+def check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    """Raises ValueError, naming the argument and the allowed values, if the value is not one of them."""
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
 
 
 def _column_potential_pot(cost: Tensor, epsilon: float, iterations: int) -> Tensor:
-    """log v (m,) of `_column_potential` by POT; the threshold of 0 never stops it early."""
-    # Imported here because it takes half a second (scipy, networkx) that no other objective should pay.
+    """log v (m,) as in `_column_potential`, by POT; a threshold of 0 never stops early."""
+    # Imported here because it takes half a second (scipy, networkx), which other objectives do not need.
     from ot.bregman import sinkhorn_log
 
     rows, columns = cost.shape
@@ -221,7 +226,7 @@ def _column_potential_pot(cost: Tensor, epsilon: float, iterations: int) -> Tens
 def _column_potential(cost: Tensor, epsilon: float, iterations: int) -> Tensor:
     """log v (m,) after `iterations` Sinkhorn iterations (columns, then rows) from log u = 0, without any device sync.
 
-    The row potential that ends the last iteration is left to the caller: it is the softmax over the rows.
+    The caller computes the row potential of the last iteration as a softmax over the rows.
     """
     rows, columns = cost.shape
     kernel = -cost / epsilon
@@ -258,11 +263,6 @@ def _check_matrix(name: str, matrix: Tensor) -> None:
 
 
 def _check_finite(name: str, tensor: Tensor) -> None:
-    """On the CPU only: see the module's docstring."""
+    """Checks on the CPU only; the module docstring says why."""
     if tensor.device.type == "cpu" and not torch.isfinite(tensor).all():
         raise NotFiniteError(f"{name} must be finite, got NaN or infinite values")
-
-
-def _check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")

@@ -156,8 +156,8 @@ def test_plan_equals_pot_and_a_slow_loop(n, m, epsilon, iterations):
     np.testing.assert_allclose(plan, slow_sinkhorn(cost.numpy(), epsilon, iterations), atol=1e-12)
 
 
-def test_plan_solves_the_regularised_problem():
-    """A general optimiser that knows nothing of Sinkhorn, on the dual problem, finds the same plan."""
+def test_plan_solves_the_regularized_problem():
+    """A general optimizer that knows nothing of Sinkhorn, on the dual problem, finds the same plan."""
     cost = transport_cost(*responses(4, 4, seed=3)).numpy()
 
     def dual_plan(potentials):
@@ -196,7 +196,7 @@ def test_loop_for_accelerators_equals_pot(n, m, epsilon, iterations):
     np.testing.assert_allclose(ours, theirs, rtol=1e-12, atol=1e-12)
 
 
-def test_loop_for_accelerators_hands_a_nan_on():
+def test_loop_for_accelerators_propagates_a_nan():
     cost = transport_cost(*responses(3, 3))
     cost[1, 2] = float("nan")
     assert _column_potential(cost, 0.1, 5).isnan().all()
@@ -262,7 +262,7 @@ def test_one_pair_moves_onto_itself():
         assert transport_margin(cost, plan, reading=reading).item() == pytest.approx(0.3)
 
 
-def test_equal_rows_share_alike():
+def test_equal_rows_get_equal_shares():
     cost = transport_cost(*responses(5, 5))
     cost[:] = cost[2]
     plan = transport_plan(cost)
@@ -335,10 +335,10 @@ def test_margin_sends_no_gradient_into_a_given_plan():
     np.testing.assert_allclose(cost.grad, 3 * plan.detach())
 
 
-# What is said of a plan
+# Diagnostics of a plan
 
 
-def test_marginal_error_sees_rows_and_columns():
+def test_marginal_error_covers_rows_and_columns():
     uniform = torch.full((2, 4), 1 / 8, dtype=torch.float64)
     assert marginal_error(uniform).item() == 0
     moved = uniform.clone()
@@ -357,7 +357,7 @@ def test_plan_entropy_between_its_bounds():
     assert plan_entropy(torch.eye(4) / 4).item() == pytest.approx(math.log(4))
 
 
-# What is refused
+# Errors
 
 
 @pytest.mark.parametrize("position", range(4))
@@ -432,12 +432,12 @@ def test_plan_refuses_options(options, message):
 
 
 @pytest.mark.parametrize("shape", [(0, 2), (2, 0), (3,), (1, 2, 2)])
-def test_plan_refuses_what_is_no_matrix(shape):
+def test_plan_refuses_anything_but_a_matrix(shape):
     with pytest.raises(ValueError, match=r"^cost must have shape \(n, m\)"):
         transport_plan(torch.ones(shape))
 
 
-def test_one_pair_cannot_do_without_the_diagonal():
+def test_one_pair_needs_the_diagonal():
     with pytest.raises(ValueError, match="at least 2 x 2"):
         transport_plan(torch.ones(1, 1), diagonal=False)
 

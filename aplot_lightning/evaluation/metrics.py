@@ -1,4 +1,4 @@
-"""What a reward model gets right on a set of pairs, and how: method.md section 5 (torchmetrics where it has the thing).
+"""Metrics of a reward model on a set of pairs (docs/method.md, section 5), by torchmetrics where it has them.
 
 `PairPredictions` collects rewards over batches and ranks, `set_metrics` turns them into numbers, and `summarise_set`
 adds intervals and subsets: the entry of one set in metrics.json.

@@ -1,23 +1,23 @@
-"""From the scores of a whole optimizer batch to a loss: one objective is a link, a margin and a target.
+"""From the scores of a whole optimizer batch to a loss.
 
-Every part is a small class that YAML names by its class path, for example `aplot_lightning.objectives.TransportMargin`.
+An objective combines a coupling, a link, a margin, a target, a weighting and regularizers. Each is a small class that
+YAML names by its class path, for example `aplot_lightning.objectives.TransportMargin`. docs/method.md has the formulas.
 """
 
 from __future__ import annotations
 
-from aplot_lightning.objectives.couplings import Coupling, Identity, Sorted
+from aplot_lightning.objectives.component import Component, Coupling, Link, Margin, Regularizer, Target, Weighting
+from aplot_lightning.objectives.couplings import Identity, Sorted
 from aplot_lightning.objectives.ensemble import EnsembleObjective
-from aplot_lightning.objectives.links import BetaLink, Fidelity, Focal, Hinge, Link, Logistic, Probit
+from aplot_lightning.objectives.links import BetaLink, Fidelity, Focal, Hinge, Logistic, Probit
 from aplot_lightning.objectives.margins import (
     ColumnMargin,
     ConstantMargin,
     InstanceMargin,
-    Margin,
     NoMargin,
     TransportMargin,
 )
 from aplot_lightning.objectives.objective import Objective, ObjectiveResult
-from aplot_lightning.objectives.part import Part
 from aplot_lightning.objectives.regularizers import (
     BatchSum,
     Centering,
@@ -25,11 +25,10 @@ from aplot_lightning.objectives.regularizers import (
     LengthDecorrelation,
     Positive,
     PriorConstraint,
-    Regularizer,
     Text,
 )
-from aplot_lightning.objectives.targets import ColumnTarget, HardTarget, LabelSmoothing, Quality, Target
-from aplot_lightning.objectives.weightings import MinNorm, Norm, PartialTransport, Weighting
+from aplot_lightning.objectives.targets import ColumnTarget, HardTarget, LabelSmoothing, Quality
+from aplot_lightning.objectives.weightings import MinNorm, Norm, PartialTransport
 
 __all__ = [
     "BatchSum",
@@ -37,6 +36,7 @@ __all__ = [
     "Centering",
     "ColumnMargin",
     "ColumnTarget",
+    "Component",
     "ConstantMargin",
     "Coupling",
     "EnsembleObjective",
@@ -57,7 +57,6 @@ __all__ = [
     "Norm",
     "Objective",
     "ObjectiveResult",
-    "Part",
     "PartialTransport",
     "Positive",
     "PriorConstraint",

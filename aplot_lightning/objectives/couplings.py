@@ -1,30 +1,14 @@
-"""Couplings: which chosen response meets which rejected one inside the link."""
+"""Couplings: which chosen response is compared with which rejected response inside the link."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-
 from torch import Tensor
 
-from aplot_lightning.objectives.part import Part
-
-
-class Coupling(Part, ABC):
-    """Base of all couplings.
-
-    Attributes:
-        keeps_pairs: each gap is that of one pair of the data, so that the pair's margin and weight belong to it.
-    """
-
-    keeps_pairs: bool = True
-
-    @abstractmethod
-    def forward(self, chosen_rewards: Tensor, rejected_rewards: Tensor) -> Tensor:
-        """Rewards of both sides of n pairs, (n,) each -> the gaps that the link sees, (n,)."""
+from aplot_lightning.objectives.component import Coupling
 
 
 class Identity(Coupling):
-    """Each chosen response meets the rejected one of its own pair.
+    """Compares each chosen response with the rejected response of its own pair.
 
     Formula:
         Δ_i = r_i⁺ - r_i⁻
@@ -44,23 +28,23 @@ class Identity(Coupling):
 
 
 class Sorted(Coupling):
-    """Chosen rewards meet rejected ones by rank: the distribution of the former is to lie above the latter's (AOT).
+    """Compares chosen and rejected rewards by rank, so that the chosen distribution lies above the rejected one (AOT).
 
     Formula:
         Δ_k = r⁺_(k) - r⁻_(k), both sides sorted
 
-    This is optimal transport of the chosen rewards onto the rejected ones in one dimension, for any convex cost; where
-    every gap is above 0, the former dominate the latter stochastically in the first order.
+    This is optimal transport of the chosen rewards onto the rejected ones in one dimension, for any convex cost. If
+    every gap is above 0, the chosen rewards dominate the rejected ones stochastically in the first order.
 
-    When to use it: single labels are worth little (or there are no pairs: good responses here, bad ones there), while
-    good responses as a whole should score above bad ones. Which response belongs to which prompt does not count. The
-    optimizer batch is part of the method.
+    When to use it: good responses as a whole should score above bad ones, and single labels are unreliable or there
+    are no pairs at all. Which response belongs to which prompt does not matter. The optimizer batch is part of the
+    method.
 
     Source: AOT (2406.05882), its unpaired alignment, with rewards in place of log-ratios.
 
-    Deviations: the paper's losses are of a policy; here the link is free (its logistic one is the default). Exact
-    sorting, not a soft one. What belongs to single pairs has no place here: their margins, targets and weightings are
-    refused, their weights unused.
+    Deviations: the paper trains a policy; here any link may be used (the logistic one by default). The sorting is
+    exact, not soft. Margins, targets and weightings that belong to single pairs are rejected; the weights of single
+    pairs are ignored.
     """
 
     keeps_pairs = False

@@ -1,61 +1,47 @@
-"""An ensemble of heads in one run: the objective of every member, averaged."""
+"""An ensemble of heads in one run: the mean of the members' objectives."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from aplot_lightning.objectives.couplings import Coupling
-from aplot_lightning.objectives.links import Link
-from aplot_lightning.objectives.margins import Margin
+from aplot_lightning.objectives.component import missing_tensor
 from aplot_lightning.objectives.objective import Objective, ObjectiveResult
-from aplot_lightning.objectives.part import missing_tensor
-from aplot_lightning.objectives.regularizers import Regularizer
-from aplot_lightning.objectives.targets import Target
-from aplot_lightning.objectives.weightings import Weighting
 from aplot_lightning.transport import at_least_float32
 from aplot_lightning.types import Pairs, Scores
 
 
 class EnsembleObjective(Objective):
-    """The composed objective applied to each member's rewards, averaged over the members.
+    """Applies the composed objective to each member's rewards and averages over the members.
 
     Formula:
-        L = 1/K Σ_k L(member k's rewards), with L as in `Objective`; the result's gaps and margins are those of the
-        mean reward
+        L = 1/K Σ_k L(member k's rewards), with L as in `Objective`; the gaps and margins of the result are
+        those of the mean reward
 
     Args:
-        link, margin, target, coupling, weighting, regularizers: as in `Objective`; each member's loss is made of them.
+        link, margin, target, coupling, weighting, regularizers: as in `Objective`; they define each member's loss.
 
-    Needs `member_rewards` (R, K) from the model: a head with K members.
+    Needs `member_rewards` (R, K) from the model, which a head with K members provides.
 
-    When to use it: K heads with different starts on one backbone, trained in one run; how far they disagree marks
-    responses on which the reward is not to be trusted (mean, minimum or mean - variance when scoring).
+    When to use it: K heads with different initial weights on one backbone, trained in one run. Their disagreement marks
+    responses whose reward is unreliable (when scoring: mean, minimum, or mean - variance).
 
     Source: reward-model ensembles (Coste et al., 2310.02743); heads on a shared backbone as GRM's ensemble baseline
     (2406.10216).
 
-    Deviations: members share the backbone, the batch and its order, and differ by their start alone.
+    Deviations: members share the backbone, the batches and their order; only the initial weights differ.
 
     Raises:
-        ValueError: a part that keeps state between steps, which each member would have to have for itself.
+        ValueError: a component keeps state between steps, which each member would need for itself.
     """
 
-    def __init__(
-        self,
-        link: Link | None = None,
-        margin: Margin | None = None,
-        target: Target | None = None,
-        coupling: Coupling | None = None,
-        weighting: Weighting | None = None,
-        regularizers: list[Regularizer] | None = None,
-    ) -> None:
-        super().__init__(link, margin, target, coupling, weighting, regularizers)
-        for part in self.parts:
-            if next(part.buffers(), None) is not None:
+    def _check_components(self) -> None:
+        super()._check_components()
+        for component in self.components:
+            if next(component.buffers(), None) is not None:
                 raise ValueError(
-                    f"EnsembleObjective must be made of parts without state, got {type(part).__name__} with "
-                    f"{next(part.named_buffers())[0]!r}"
+                    f"EnsembleObjective must be made of components without state, got {type(component).__name__} with "
+                    f"{next(component.named_buffers())[0]!r}"
                 )
 
     @property
@@ -69,8 +55,8 @@ class EnsembleObjective(Objective):
         """As `Objective.forward`, over member_rewards (R, K), K >= 1.
 
         Raises:
-            ValueError: member_rewards of another shape.
-            UserError: the model gives no member_rewards.
+            ValueError: member_rewards has another shape.
+            UserError: the model provides no member_rewards.
         """
         if "member_rewards" not in scores.tensors:
             raise missing_tensor("member_rewards", type(self).__name__)

@@ -1,4 +1,4 @@
-"""One objective: a link of gap minus margin and target, weighted over the pairs of a whole optimizer batch."""
+"""The training objective: a link of gap, margin and target, averaged over the pairs of a whole optimizer batch."""
 
 from __future__ import annotations
 
@@ -9,25 +9,35 @@ import torch
 from torch import Tensor, nn
 
 from aplot_lightning.errors import UserError
-from aplot_lightning.objectives.couplings import Coupling, Identity
-from aplot_lightning.objectives.links import Link, Logistic
-from aplot_lightning.objectives.margins import ConstantMargin, Margin, NoMargin
-from aplot_lightning.objectives.part import Part, missing_column, missing_linear_head, missing_tensor
-from aplot_lightning.objectives.regularizers import Regularizer, weighted_mean
-from aplot_lightning.objectives.targets import ColumnTarget, Target
-from aplot_lightning.objectives.weightings import Weighting
+from aplot_lightning.objectives.component import (
+    Component,
+    Coupling,
+    Link,
+    Margin,
+    Regularizer,
+    Target,
+    Weighting,
+    missing_column,
+    missing_linear_head,
+    missing_tensor,
+    weighted_mean,
+)
+from aplot_lightning.objectives.couplings import Identity
+from aplot_lightning.objectives.links import Logistic
+from aplot_lightning.objectives.margins import ConstantMargin, NoMargin
+from aplot_lightning.objectives.targets import ColumnTarget
 from aplot_lightning.transport import at_least_float32, without_autocast
 from aplot_lightning.types import Pairs, Scores
 
 
 @dataclass(frozen=True)
 class ObjectiveResult:
-    """What an objective gives for n pairs.
+    """The result of an objective for n pairs.
 
     Attributes:
         loss: scalar, with gradient.
         gaps: (n,), chosen minus rejected reward, with gradient.
-        margins: (n,), without gradient unless the margin was asked for one.
+        margins: (n,), without gradient unless the margin has detach=False.
     """
 
     loss: Tensor
@@ -36,28 +46,28 @@ class ObjectiveResult:
 
 
 class Objective(nn.Module):
-    """The training objective, put together from parts.
+    """The training objective, composed of a link, a margin, a target, a coupling, a weighting and regularizers.
 
     Formula:
         L = Σ_i w_i f_i ℓ(Δ_i, m_i, t_i) / Σ_i w_i + Σ_k R_k, with gap Δ_i = r_i⁺ - r_i⁻
 
     Args:
         link: ℓ, the pairwise loss; logistic by default.
-        margin: m, what is asked of the gap beyond zero; none by default.
-        target: t, the probability that chosen is preferred; by default the data's `target`, or 1 without one.
-        coupling: which chosen meets which rejected inside the link; by default those of one pair.
-        weighting: f, a factor for each pair; 1 by default.
-        regularizers: R, terms that are added; none by default.
+        margin: m, what the loss asks of the gap beyond zero; none by default.
+        target: t, the probability that chosen is preferred; by default the data's `target` column, or 1 without it.
+        coupling: which chosen response is compared with which rejected one; by default those of one pair.
+        weighting: f, a factor for each pair's loss; 1 by default.
+        regularizers: R, terms that are added to the loss; none by default.
 
-    When to use it: always; without arguments it is Bradley–Terry. w is the data's `weight` column, or 1.
+    When to use it: always; without arguments it is Bradley–Terry. w is the data's `weight` column, or 1 without it.
 
-    Source: Bradley–Terry reward modelling (InstructGPT, 2203.02155, equation 1) with Llama 2's margin (2307.09288,
+    Source: Bradley–Terry reward modeling (InstructGPT, 2203.02155, equation 1) with Llama 2's margin (2307.09288,
     equation 2).
 
     Deviations: with a soft target the margin asks for more on both sides (see `Link`).
 
     Raises:
-        ValueError: a coupling that breaks pairs up, with a margin or weighting that belongs to a pair.
+        ValueError: a coupling that breaks pairs up is combined with a margin or weighting that belongs to a pair.
     """
 
     def __init__(
@@ -76,9 +86,10 @@ class Objective(nn.Module):
         self.coupling: Coupling = Identity() if coupling is None else coupling
         self.weighting = weighting
         self.regularizers = nn.ModuleList(regularizers or [])
-        self._check_coupling()
+        self._check_components()
 
-    def _check_coupling(self) -> None:
+    def _check_components(self) -> None:
+        """Raises ValueError if the components do not fit together."""
         if self.coupling.keeps_pairs:
             return
         name = type(self.coupling).__name__
@@ -86,69 +97,69 @@ class Objective(nn.Module):
             raise ValueError(f"{name} breaks pairs up: it must be used with NoMargin or ConstantMargin")
         if self.weighting is not None:
             raise ValueError(f"{name} breaks pairs up: it must be used without a weighting")
-        for part in (self.link, self.target):
-            if part.columns or part.tensors:
-                raise ValueError(f"{name} breaks pairs up: it must be used without {type(part).__name__}")
+        for component in (self.link, self.target):
+            if component.columns or component.tensors:
+                raise ValueError(f"{name} breaks pairs up: it must be used without {type(component).__name__}")
 
     @property
-    def parts(self) -> tuple[Part, ...]:
+    def components(self) -> tuple[Component, ...]:
         weighting = () if self.weighting is None else (self.weighting,)
         return (self.coupling, self.link, self.margin, self.target, *weighting, *self.regularizers)
 
     @property
     def separable(self) -> bool:
-        """Whether each pair's loss depends on that pair alone; L is then a weighted mean over any split of it."""
-        return all(part.separable for part in self.parts)
+        """True if each pair's loss depends on that pair only; L is then a weighted mean over any split of the batch."""
+        return all(component.separable for component in self.components)
 
     @property
     def columns(self) -> dict[str, str]:
-        """The pair columns that cannot be done without, and the part that asks for each."""
-        return {column: type(part).__name__ for part in self.parts for column in part.columns}
+        """The required pair columns, each with the name of the component that needs it."""
+        return {column: type(component).__name__ for component in self.components for column in component.columns}
 
     @property
     def tensors(self) -> dict[str, str]:
-        """The named tensors of Scores that the model must give, and the part that asks for each."""
-        return {tensor: type(part).__name__ for part in self.parts for tensor in part.tensors}
+        """The named tensors of Scores that the model must provide, each with the component that needs it."""
+        return {tensor: type(component).__name__ for component in self.components for tensor in component.tensors}
 
     def require(
         self, columns: Collection[str], tensors: Collection[str] | None = None, linear_head: bool | None = None
     ) -> None:
-        """Raises UserError unless data and model give everything that is needed.
+        """Raises UserError unless the data and the model provide everything that the components need.
 
         Args:
             columns: the pair columns that the training data has.
-            tensors: the names of the model's Scores; None to leave them unchecked.
-            linear_head: whether the model's rewards are linear in its embeddings; None to leave it unchecked.
+            tensors: the names of the model's Scores; None to skip the check.
+            linear_head: whether the model's rewards are linear in its embeddings; None to skip the check.
         """
-        for column, part in self.columns.items():
+        for column, name in self.columns.items():
             if column not in columns:
-                raise missing_column(column, part)
-        for tensor, part in self.tensors.items():
+                raise missing_column(column, name)
+        for tensor, name in self.tensors.items():
             if tensors is not None and tensor not in tensors:
-                raise missing_tensor(tensor, part)
+                raise missing_tensor(tensor, name)
         if linear_head is False:
-            for asking in self.parts:
-                if asking.linear_head:
-                    raise missing_linear_head(type(asking).__name__)
+            for component in self.components:
+                if component.linear_head:
+                    raise missing_linear_head(type(component).__name__)
         if not self.coupling.keeps_pairs and "target" in columns:
             name = type(self.coupling).__name__
-            raise UserError(f'{name} breaks pairs up: it cannot use the column "target"; take it out of data.train')
+            raise UserError(f'{name} breaks pairs up: it cannot use the column "target"; remove it from data.train')
 
     def describe(self) -> str:
         """A short name for logs and tables, such as "logistic, no margin"."""
-        return ", ".join(filter(None, (part.describe() for part in self.parts)))
+        return ", ".join(filter(None, (component.describe() for component in self.components)))
 
     def forward(self, scores: Scores, pairs: Pairs) -> ObjectiveResult:
-        """The loss of the n pairs over R scored responses, in float32 or better whatever the precision around it.
+        """The loss of n pairs over R scored responses, computed in float32 or float64 whatever the autocast around it.
 
         Args:
-            scores: rewards (R,), embeddings (R, d), and whatever else a part asks for.
-            pairs: n pairs over these responses with their columns (n,). With n = 0, or weights that are all 0, the
-                loss is 0 and still hangs on the scores.
+            scores: rewards (R,), embeddings (R, d), and the other tensors that a component requires.
+            pairs: n pairs over these responses with their columns (n,). With n = 0, or if all weights are 0, the loss
+                is 0 and still connected to the scores.
 
         Raises:
-            ValueError: rewards, weights, margins or targets of another shape, which would otherwise broadcast.
-            UserError: a column that a part needs is absent.
+            ValueError: rewards, weights, margins or targets have another shape and would broadcast.
+            UserError: a required column is absent.
         """
         if scores.rewards.dim() != 1:
             raise ValueError(f"rewards must have shape (R,), one for each response, got {tuple(scores.rewards.shape)}")

@@ -119,7 +119,7 @@ class BestCheckpoint(ModelCheckpoint):
 
 
 def best_checkpoint(run_dir: Path, monitor: str) -> BestCheckpoint:
-    """Keeps `best.ckpt` by a metric that may select. Raises UserError for a test set (method.md section 5)."""
+    """Keeps `best.ckpt` by a metric that may select. Raises UserError for a test set (docs/method.md section 5)."""
     stem, _, metric = monitor.rpartition("/")
     if not (stem == "validation" or stem.startswith("ood_validation/")):
         raise UserError(

@@ -1,7 +1,7 @@
 """One objective over a whole optimizer batch, however it is cut into micro-batches and ranks (gradient caching).
 
 An objective of this project is a function of the scores of all pairs of an optimizer batch. Its gradient is exact for
-any split (method.md section 4, after arXiv 2101.06983):
+any split (docs/method.md section 4, after arXiv 2101.06983):
 
 1. score every micro-batch without gradients, keeping each one's random state;
 2. gather the scores over ranks, compute the loss once, and take its derivatives with respect to the scores;

@@ -27,7 +27,7 @@ WORST_ERRORS = 20
 
 
 class RunRecord(L.Callback):
-    """Writes the files of a run directory (interface.md): at the start what the run is, at the end what came of it.
+    """Writes the files of a run directory (docs/interface.md): at the start the circumstances, at the end the results.
 
     Args:
         run_dir: the run directory; made when training starts, so that a mistake in the data leaves nothing behind.

@@ -243,7 +243,7 @@ def _check(config: StudyConfig) -> None:
 
 
 def check_monitor(monitor: str) -> None:
-    """Raises UserError for a metric that there is not, and for a test set: those select nothing (method.md, 5)."""
+    """Raises UserError for a metric that there is not, and for a test set: those select nothing (docs/method.md, 5)."""
     stem, _, metric = monitor.rpartition("/")
     if not (stem == "validation" or stem.startswith("ood_validation/")):
         raise UserError(

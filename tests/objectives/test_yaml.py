@@ -1,4 +1,4 @@
-"""Every file of conf/objective/ makes the objective that its name says, alone and after any other one."""
+"""Every file of conf/objective/ builds the objective that its name says, alone and after another file."""
 
 from __future__ import annotations
 
@@ -48,25 +48,27 @@ def config(name: str) -> str:
     return f"--config={CONF / name}.yaml"
 
 
-def test_every_file_is_known_here():
+def test_this_list_covers_every_file():
     assert sorted(MADE) == NAMES
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_file_makes_the_objective_of_its_name(name):
+def test_file_builds_the_objective_of_its_name(name):
     made, expected = build(config(name)), MADE[name]
-    assert [type(part) for part in made.parts] == [type(part) for part in expected.parts]
-    for part, other in zip(made.parts, expected.parts, strict=True):
-        options = [option for option in inspect.signature(type(part)).parameters if option not in ("args", "kwargs")]
-        assert {option: getattr(part, option) for option in options} == {
+    assert [type(component) for component in made.components] == [type(component) for component in expected.components]
+    for component, other in zip(made.components, expected.components, strict=True):
+        options = [
+            option for option in inspect.signature(type(component)).parameters if option not in ("args", "kwargs")
+        ]
+        assert {option: getattr(component, option) for option in options} == {
             option: getattr(other, option) for option in options
         }
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("earlier", NAMES)
-def test_a_later_file_replaces_an_earlier_one(name, earlier):
-    assert build(config(earlier), config(name)).describe() == MADE[name].describe()
+@pytest.mark.parametrize("earlier", ["aplot", "ensemble", "more", "odin"])
+def test_a_later_file_replaces_an_earlier_one(earlier):
+    for name in NAMES:
+        assert build(config(earlier), config(name)).describe() == MADE[name].describe()
 
 
 def test_a_later_file_undoes_changed_options():
@@ -77,20 +79,20 @@ def test_a_later_file_undoes_changed_options():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_file_spells_every_key_and_opens_with_its_command(name):
+def test_file_lists_every_option_and_opens_with_its_command(name):
     text = (CONF / f"{name}.yaml").read_text()
     command = f"python -m aplot_lightning fit --config conf/quickstart.yaml --config conf/objective/{name}.yaml"
     assert text.startswith("# ")
     assert f"# Command: {command}\n" in text
     assert "# When to use it: " in text
     assert "# Source: " in text
-    parts = yaml.safe_load(text)["model"]["objective"]["init_args"]
-    assert set(parts) == set(inspect.signature(type(MADE[name])).parameters)
-    regularizers = parts.pop("regularizers", None) or []
-    for part in [part for part in parts.values() if part is not None] + regularizers:
-        signature = inspect.signature(getattr(objectives, part["class_path"].rpartition(".")[2]))
+    components = yaml.safe_load(text)["model"]["objective"]["init_args"]
+    assert set(components) == set(inspect.signature(type(MADE[name])).parameters)
+    regularizers = components.pop("regularizers", None) or []
+    for component in [component for component in components.values() if component is not None] + regularizers:
+        signature = inspect.signature(getattr(objectives, component["class_path"].rpartition(".")[2]))
         options = [option for option in signature.parameters if option not in ("args", "kwargs")]
-        assert sorted(part.get("init_args", {})) == sorted(options)
+        assert sorted(component.get("init_args", {})) == sorted(options)
 
 
 @pytest.mark.parametrize(

@@ -60,6 +60,6 @@ def test_the_table_of_margins_is_what_tensorboard_summarises(finished_run: Path)
         assert logged["p10"][step] == pytest.approx(np.quantile(own["margin"], 0.1), rel=1e-4)
         expected = spearmanr(own["margin"], own["cost"]).statistic
         assert logged["hardness_correlation"][step] == pytest.approx(expected, abs=1e-3)
-        # equation 3 of method.md, on the pair's own cell
+        # equation 3 of docs/method.md, on the pair's own cell
         cost = 0.9 * (1 - 1 / (1 + np.exp(-np.abs(own["gap"])))) + 0.1 * own["similarity"]
         np.testing.assert_allclose(own["cost"], cost, atol=1e-5)

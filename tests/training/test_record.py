@@ -1,4 +1,4 @@
-"""What a run leaves, read back the way a user would: interface.md's run directory, metrics.json, TensorBoard tags."""
+"""The files of a run as a user reads them: docs/interface.md's run directory, metrics.json and TensorBoard tags."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reading a run directory: what interface.md says is in it, and nothing of how it was made."""
+"""Reading a run directory: what docs/interface.md says is in it, and nothing of how it was made."""
 
 from __future__ import annotations
 

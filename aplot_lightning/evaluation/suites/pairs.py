@@ -19,7 +19,7 @@ def pairs(table: Table) -> Figures:
 
     Rule: a pair is right where the preferred response has the higher reward; a tie in reward is wrong; a pair with a
     target of 1/2 is left out. A comparison of many responses counts with each of its pairs, as in a run's metrics.json.
-    Source: none; the accuracy of method.md, section 5.
+    Source: none; the accuracy of docs/method.md, section 5.
 
     Args:
         table: columns of predictions/*.parquet, (n,) each.

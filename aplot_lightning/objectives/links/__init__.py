@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from aplot_lightning.objectives.links.base import Link
 from aplot_lightning.objectives.links.beta import BetaLink
 from aplot_lightning.objectives.links.fidelity import Fidelity
-from aplot_lightning.objectives.links.focal import Focal
-from aplot_lightning.objectives.links.hinge import Hinge
-from aplot_lightning.objectives.links.logistic import Logistic
+from aplot_lightning.objectives.links.plain import Focal, Hinge, Logistic
 from aplot_lightning.objectives.links.probit import Probit
 
-__all__ = ["BetaLink", "Fidelity", "Focal", "Hinge", "Link", "Logistic", "Probit"]
+__all__ = ["BetaLink", "Fidelity", "Focal", "Hinge", "Logistic", "Probit"]

@@ -1,44 +1,42 @@
-"""The Beta link: a posterior over the pair's preference in place of one probability."""
+"""The Beta link: a distribution over the pair's preference in place of one probability."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-from aplot_lightning.objectives.links.base import Link
-from aplot_lightning.objectives.options import not_negative, positive
+from aplot_lightning.objectives.component import Columns, Link, not_negative, positive
 from aplot_lightning.types import Scores
 
-LIMIT = 10.0  # of |z|: beyond it the loss, which grows as exp(|z|), goes on along its tangent
+LIMIT = 10.0  # beyond |z| = 10 the loss, which grows as exp(|z|), continues along its tangent
 
 
 class BetaLink(Link):
-    """The preference of a pair is Beta(α, β): its mean comes from the gap, its confidence from the model.
+    """Models the preference of a pair as Beta(α, β), with the mean from the gap and the confidence from the model.
 
     Formula:
         μ = σ(z), α = μ τ, β = (1 - μ) τ, with the confidence τ_i = (τ_i⁺ + τ_i⁻) / 2
         ℓ(z) = -[ψ(α) - ψ(α + β)] + λ KL(Beta(α, β) ‖ Beta(α₀, β₀))
 
-    The first term is the expectation of -log of the preference. With a soft target t ℓ(μ) + (1 - t) ℓ(1 - μ), both
-    sides with the same τ. At λ = 1 the free minimum is Beta(α₀ + 1, β₀).
+    The first term is the expectation of -log of the preference. A soft target gives t ℓ(μ) + (1 - t) ℓ(1 - μ), with the
+    same τ on both sides. At λ = 1 the unconstrained minimum is Beta(α₀ + 1, β₀).
 
     Args:
-        weight: λ, at least 0. With 0 nothing holds α down, and confidence grows without bound.
+        weight: λ, at least 0. With 0 nothing limits α, and the confidence grows without bound.
         prior_alpha: α₀, above 0.
         prior_beta: β₀, above 0.
 
-    When to use it: for a finite confidence beside each preference. The prior holds gaps down: at λ = 1 and with
-    Beta(1, 1) a pair is best at μ = 2/3 and τ = 3, so give a smaller λ where gaps should spread.
+    When to use it: to get a finite confidence with each preference. The prior keeps gaps small: at λ = 1 and with
+    Beta(1, 1) the optimum of a pair is μ = 2/3 and τ = 3, so choose a smaller λ if gaps should spread.
 
     Source: ICRM (2602.08819): a conjugate Beta prior on Bradley–Terry, mean and confidence from two heads.
 
-    Deviations: this loss is ours, written from what the paper says of its variational objective; its in-context
-    demonstrations are not part of it. Ours are: τ as the mean of two responses' confidences, defaults (λ = 1, uniform
-    prior), mixing for soft targets, the margin inside z, and the tangent beyond |z| = 10, without which exp(|z|)
-    overflows. Inside float64, for the cancellation at large τ.
+    Deviations: this loss is ours, written from the paper's description of its variational objective, without its
+    in-context demonstrations. Our choices: τ as the mean of two responses' confidences, the defaults (λ = 1, uniform
+    prior), the mixture for soft targets, the margin inside z, and the tangent beyond |z| = 10, without which exp(|z|)
+    overflows. Computed in float64 because of cancellation at large τ.
     """
 
     tensors = ("confidence",)
@@ -50,7 +48,7 @@ class BetaLink(Link):
         self.prior_beta = positive("prior_beta", prior_beta)
 
     def pointwise(self, z: Tensor, confidence: Tensor | None = None) -> Tensor:
-        """ℓ(z) under the confidence τ (n,), by default that of the free minimum at λ = 1: (n,) -> (n,)."""
+        """ℓ(z) under the confidence τ (n,), by default that of the unconstrained minimum at λ = 1: (n,) -> (n,)."""
         if confidence is None:
             confidence = torch.full_like(z, 1 + self.prior_alpha + self.prior_beta)
         wide, tau = z.double(), confidence.double()
@@ -82,7 +80,7 @@ class BetaLink(Link):
         targets: Tensor,
         chosen: Scores,
         rejected: Scores,
-        columns: Mapping[str, Tensor],
+        columns: Columns,
     ) -> Tensor:
         confidence = (chosen.tensors["confidence"] + rejected.tensors["confidence"]) / 2
         won, lost = self.pointwise(gaps - margins, confidence), self.pointwise(-gaps - margins, confidence)

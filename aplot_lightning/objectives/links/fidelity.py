@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor
 
-from aplot_lightning.objectives.links.variance import GUARD, ThurstoneLink
+from aplot_lightning.objectives.component import Columns
+from aplot_lightning.objectives.links.thurstone import GUARD, ThurstoneLink
 from aplot_lightning.types import Scores
 
 
 class Fidelity(ThurstoneLink):
-    """How little the predicted preference overlaps with the target, as the fidelity of two distributions.
+    """One minus the fidelity (overlap) of the predicted preference and the target.
 
     Formula:
         1 - √(t p + 1e-6) - √((1 - t)(1 - p) + 1e-6), p = Φ((Δ - m) / √(2 v + 1e-6))
@@ -21,18 +20,18 @@ class Fidelity(ThurstoneLink):
         variance: v, the noise of one response: a number above 0; the name of a pair column that holds it, at least 0;
             or "model" for the model's own `variance` (R,), with 2 v = v⁺ + v⁻.
 
-    When to use it: soft targets, or labels of which some are wrong: the loss of a pair never exceeds 1, and its slope
-    dies out where the model is sure, right or wrong.
+    When to use it: soft targets, or some wrong labels: the loss of a pair never exceeds 1, and its slope vanishes
+    where the model is certain, whether right or wrong.
 
-    Source: FRank (Tsai and others 2007); what DiNa-LRM (2602.11146) trains with, guards as in its code.
+    Source: FRank (Tsai and others 2007); the training loss of DiNa-LRM (2602.11146), with the guards of its code.
 
-    Deviations: DiNa-LRM takes v = 2σ² + 0.05 from its noise level and has no margin. The target enters the
-    formula itself, so with t = 0 a margin relaxes the pair instead of asking for more. For the guards the least value
+    Deviations: DiNa-LRM takes v = 2σ² + 0.05 from its noise level and has no margin. The target is part of
+    the formula, so with t = 0 a margin relaxes the pair instead of asking for more. Because of the guards the minimum
     is -0.001, not 0.
     """
 
     def pointwise(self, z: Tensor) -> Tensor:
-        """The loss of a hard pair, t = 1, whose gap is z of its own standard deviations: (n,) -> (n,)."""
+        """The loss for t = 1 of gaps z in units of their standard deviation: (n,) -> (n,)."""
         return self._overlap(z, torch.ones_like(z))
 
     def forward(
@@ -42,7 +41,7 @@ class Fidelity(ThurstoneLink):
         targets: Tensor,
         chosen: Scores,
         rejected: Scores,
-        columns: Mapping[str, Tensor],
+        columns: Columns,
     ) -> Tensor:
         return self._overlap((gaps - margins) / self.scale(gaps, chosen, rejected, columns), targets)
 

@@ -1,20 +1,17 @@
-"""APLOT's cost of a pair as its margin, without transport."""
+"""The instance margin: APLOT's cost of the pair itself, without transport."""
 
 from __future__ import annotations
-
-from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-from aplot_lightning.objectives.margins.base import Margin
-from aplot_lightning.objectives.options import not_negative
+from aplot_lightning.objectives.component import Columns, Margin, not_negative
 from aplot_lightning.transport import SimilarityTerm, check_cost_options, transport_cost
 from aplot_lightning.types import Scores
 
 
 class InstanceMargin(Margin):
-    """APLOT's cost of the pair itself, without transport: hard pairs get a larger margin.
+    """Takes APLOT's cost of the pair itself as its margin, without transport: hard pairs get a larger margin.
 
     Formula:
         m_i = factor · C_ii, C_ii = w_r (1 - σ(|r_i⁺ - r_i⁻|)) + w_s cos(h_i⁺, h_i⁻)
@@ -26,11 +23,12 @@ class InstanceMargin(Margin):
         similarity_term: "similarity" takes cos, "dissimilarity" takes 1 - cos.
         detach: False lets the gradient flow through the margin into rewards and embeddings.
 
-    When to use it: beside `TransportMargin`, to see what transport adds to a margin that follows a pair's own hardness.
+    When to use it: as the control of `TransportMargin`: the difference is what transport adds to a margin that follows
+    the hardness of the pair itself.
 
     Source: APLOT (2510.10963), its cost; the ablation is ours.
 
-    Deviations: there is no plan, so this is not APLOT except at n = 1.
+    Deviations: there is no plan, so this is APLOT only for n = 1.
     """
 
     def __init__(
@@ -49,7 +47,7 @@ class InstanceMargin(Margin):
         self.similarity_term: SimilarityTerm = similarity_term
         self.detach = detach
 
-    def forward(self, chosen: Scores, rejected: Scores, columns: Mapping[str, Tensor]) -> Tensor:
+    def forward(self, chosen: Scores, rejected: Scores, columns: Columns) -> Tensor:
         if len(chosen) == 0:
             return torch.zeros_like(chosen.rewards)
         cost = transport_cost(

@@ -1,4 +1,4 @@
-"""A queue of recent rejected responses, which a transport plan may reach beside those of its own micro-batch."""
+"""A queue of recent rejected responses that a transport plan uses in addition to those of its micro-batch."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from torch import Tensor, nn
 
 
 class RejectedQueue(nn.Module):
-    """The rewards and embeddings of the most recent rejected responses, newest first, as a part's saved state.
+    """Rewards and embeddings of the most recent rejected responses, newest first; saved in checkpoints.
 
-    The buffers get their width with the first responses and then keep their size, so that ranks may exchange them.
+    The first responses set the width of the buffers, which then keep their size, so that ranks can exchange them.
 
     Args:
-        size: responses that are kept, at least 1.
+        size: number of responses to keep, at least 1.
     """
 
     rewards: Tensor
@@ -29,13 +29,13 @@ class RejectedQueue(nn.Module):
         self.register_buffer("count", torch.zeros((), dtype=torch.int64))
 
     def contents(self) -> tuple[Tensor, Tensor]:
-        """Rewards (q,) and embeddings (q, d) of the q <= size responses that it holds; waits for the device."""
+        """Rewards (q,) and embeddings (q, d) of the q <= size responses in the queue; waits for the device."""
         count = int(self.count)
         return self.rewards[:count], self.embeddings[:count]
 
     @torch.no_grad()
     def push(self, rewards: Tensor, embeddings: Tensor) -> None:
-        """Takes in rewards (n,) and embeddings (n, d), detached, and drops the oldest that no longer fit."""
+        """Adds rewards (n,) and embeddings (n, d), detached, and drops the oldest that no longer fit."""
         if len(self.rewards) != self.size:
             self.rewards = rewards.new_zeros(self.size)
             self.embeddings = embeddings.new_zeros(self.size, embeddings.shape[1])
@@ -44,10 +44,7 @@ class RejectedQueue(nn.Module):
         self.count = (self.count + len(rewards)).clamp(max=self.size)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
-        """Takes the saved width and length, which a fresh queue cannot know; a longer or shorter one is cut or filled.
-
-        A queue that was saved with another size keeps its newest responses.
-        """
+        """Loads buffers of any saved width and length; a queue of another size keeps its newest responses."""
         for name in ("rewards", "embeddings"):
             saved = state_dict.get(prefix + name)
             if saved is None:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from aplot_lightning.objectives.margins.base import Margin
+from aplot_lightning.objectives.component import Columns, Margin, not_negative
 from aplot_lightning.objectives.margins.queue import RejectedQueue
-from aplot_lightning.objectives.options import not_negative
 from aplot_lightning.transport import (
     Reading,
     SimilarityTerm,
+    check_choice,
     check_cost_options,
     check_plan_options,
     check_reading,
@@ -28,7 +27,7 @@ Support = Literal["batch", "queue"]
 
 
 class TransportMargin(Margin):
-    """APLOT: the margin comes from an entropic transport plan between the batch's chosen and rejected responses.
+    """Reads the margin from an entropic transport plan between the chosen and the rejected responses (APLOT).
 
     Formula:
         C_ij = w_r (1 - σ(|r_i⁺ - r_j⁻|)) + w_s cos(h_i⁺, h_j⁻)
@@ -45,34 +44,36 @@ class TransportMargin(Margin):
             (`aplot_lightning.transport.transport_margin`).
         factor: scales the margin, at least 0; 0 is Bradley–Terry.
         similarity_term: "similarity" takes cos, "dissimilarity" takes 1 - cos.
-        rewards: which rewards enter the cost: "raw" as they are, or "centered" on their own pair's mean, so that an
-            offset that a prompt gives to both of its responses does not count.
-        diagonal: False keeps the plan off each chosen response's own rejected one; a batch of one pair, which has no
-            other cell, keeps it. Not with the reading "diagonal".
-        detach: False lets the gradient flow through the cost (never through the plan) into rewards and embeddings.
-        support: what the chosen responses are transported onto. "batch" takes the rejected responses of the whole
-            optimizer batch, exactly, on any split. "queue", the cheaper mode, takes those of the micro-batch and a
-            queue of recent detached ones, with equal mass on each; not with the reading "diagonal" or diagonal=False,
-            which need a square cost.
-        queue_size: rejected responses that the queue holds, at least 1; unused with "batch".
+        rewards: which rewards enter the cost: "raw" unchanged, or "centered" on the mean of their pair, which removes
+            an offset that a prompt adds to both of its responses.
+        diagonal: False forbids the plan to match a chosen response with the rejected one of its own pair (a batch of
+            one pair has no other cell and ignores this). Not allowed with the reading "diagonal".
+        detach: False lets the gradient flow through the cost, never through the plan, into rewards and embeddings.
+        support: what the chosen responses are transported onto. "batch" uses the rejected responses of the whole
+            optimizer batch, exactly, for any split. "queue", the cheaper mode, uses those of the micro-batch and a
+            queue of recent detached ones, with equal mass on each. It excludes the reading "diagonal" and
+            diagonal=False, which need a square cost.
+        queue_size: rejected responses in the queue, at least 1; unused with "batch".
 
-    When to use it: to ask a larger gap of pairs that the model finds hard to tell apart, judged against the whole
+    When to use it: to ask for a larger gap where the model cannot tell the responses apart, measured against the whole
     optimizer batch. The batch is part of the method: `data.batch_size` matters, `data.micro_batch_size` does not. With
-    "queue" there is one pass over each micro-batch and a step costs what Bradley–Terry's costs, but the result is not
-    exact: it depends on the micro-batches, their order and the ranks, and the queued responses come from older weights.
+    "queue" one pass over each micro-batch is enough and a step costs as much as with Bradley–Terry, but the result is
+    not exact: it depends on the micro-batches, their order and the ranks, and the queued responses come from older
+    weights. docs/method.md, section 2, lists what to know before trusting this margin.
 
-    The queue: it is state (saved in checkpoints, empty at first). It advances by a micro-batch's rejected responses
-    after that micro-batch's margins, only in training and only when gradients are on: the objective's second call, for
-    the log and without gradients, leaves it alone, and that call and `solve` after a step see a queue that holds the
-    step's own responses already. Nothing is exchanged between ranks here: each fills its own queue within a step. DDP
-    by its default (broadcast_buffers) copies rank 0's to all at the start of every step, so that a resumed run is the
-    undisturbed one; with broadcast_buffers=False queues stay apart, but only rank 0's is in the checkpoint.
+    The queue: it starts empty and is saved in checkpoints. After the margins of a micro-batch are computed, its
+    rejected responses are added, but only in training mode with gradients enabled. A call without gradients (for
+    logging) leaves the queue unchanged; such a call, or `solve`, after a step already sees that step's own responses.
+    Each rank fills its own queue within a step. DDP copies rank 0's queue to all ranks at the start of every step
+    (broadcast_buffers, its default), so a resumed run equals an uninterrupted one. With broadcast_buffers=False the
+    queues differ, and only rank 0's is in the checkpoint.
 
-    Source: APLOT (2510.10963), as an independent paper's appendix restates it: its reward cost follows the authors'
-    release, the rest is that paper's reading (weights 0.9 and 0.1, ε 0.1, 50 iterations, log domain, detached).
+    Source: APLOT (2510.10963), as restated in the appendix of an independent paper: the reward cost follows the
+    authors' release, the rest is that paper's reading (weights 0.9 and 0.1, ε 0.1, 50 iterations, log domain,
+    detached).
 
-    Deviations: the paper's equations and code could not be had. So reading, similarity_term, rewards and diagonal are
-    options, with the appendix's choice as the default; "centered" and the queue are ours.
+    Deviations: the paper's equations and code were not available to us. Therefore reading, similarity_term, rewards and
+    diagonal are options whose defaults follow the appendix; "centered" and the queue are ours.
     """
 
     separable = False
@@ -96,8 +97,7 @@ class TransportMargin(Margin):
         check_cost_options(reward_weight, similarity_weight, similarity_term)
         check_plan_options(epsilon, iterations)
         check_reading(reading)
-        if rewards not in get_args(CostRewards):
-            raise ValueError(f"rewards must be one of {', '.join(get_args(CostRewards))}, got {rewards!r}")
+        check_choice("rewards", rewards, get_args(CostRewards))
         if reading == "diagonal" and not diagonal:
             raise ValueError('diagonal must be true with the reading "diagonal": every margin would be 0')
         _check_support(support, queue_size, reading, diagonal)
@@ -117,9 +117,9 @@ class TransportMargin(Margin):
         self.separable = support == "queue"
 
     def solve(self, chosen: Scores, rejected: Scores) -> tuple[Tensor, Tensor]:
-        """The cost and the plan of n >= 1 pairs; the plan carries no gradient, and the queue stays as it is.
+        """The cost and the plan of n >= 1 pairs; the plan carries no gradient and the queue does not change.
 
-        Both are (n, n), and with a queue of q responses (n, n + q): the pairs' own rejected responses come first.
+        Both are (n, n), or (n, n + q) with q queued responses, after the rejected responses of the pairs themselves.
         """
         chosen_rewards, rejected_rewards = self._cost_rewards(chosen, rejected)
         rejected_embeddings = rejected.embeddings
@@ -145,7 +145,7 @@ class TransportMargin(Margin):
         offset = (chosen.rewards + rejected.rewards) / 2
         return chosen.rewards - offset, rejected.rewards - offset
 
-    def forward(self, chosen: Scores, rejected: Scores, columns: Mapping[str, Tensor]) -> Tensor:
+    def forward(self, chosen: Scores, rejected: Scores, columns: Columns) -> Tensor:
         if len(chosen) == 0:
             return torch.zeros_like(chosen.rewards)
         cost, plan = self.solve(chosen, rejected)
@@ -155,7 +155,7 @@ class TransportMargin(Margin):
         return margins.detach() if self.detach else margins
 
     def describe(self) -> str:
-        words = [
+        options = [
             f"w_r {self.reward_weight:g}",
             f"w_s {self.similarity_weight:g}",
             f"epsilon {self.epsilon:g}",
@@ -164,19 +164,18 @@ class TransportMargin(Margin):
             f"factor {self.factor:g}",
         ]
         if self.similarity_term != "similarity":
-            words.append(self.similarity_term)
+            options.append(self.similarity_term)
         if self.rewards != "raw":
-            words.append(f"{self.rewards} rewards")
+            options.append(f"{self.rewards} rewards")
         if not self.diagonal:
-            words.append("no diagonal")
+            options.append("no diagonal")
         if self.support == "queue":
-            words.append(f"queue of {self.queue_size}")
-        return f"transport margin ({', '.join(words)})"
+            options.append(f"queue of {self.queue_size}")
+        return f"transport margin ({', '.join(options)})"
 
 
 def _check_support(support: str, queue_size: int, reading: str, diagonal: bool) -> None:
-    if support not in get_args(Support):
-        raise ValueError(f"support must be one of {', '.join(get_args(Support))}, got {support!r}")
+    check_choice("support", support, get_args(Support))
     if not isinstance(queue_size, int) or queue_size < 1:
         raise ValueError(f"queue_size must be a whole number of at least 1, got {queue_size}")
     if support == "queue" and reading == "diagonal":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from aplot_lightning.objectives.regularizers.base import Regularizer, weighted_mean
 from aplot_lightning.objectives.regularizers.batch_sum import BatchSum
 from aplot_lightning.objectives.regularizers.centering import Centering
 from aplot_lightning.objectives.regularizers.information_bottleneck import InformationBottleneck
@@ -18,7 +17,5 @@ __all__ = [
     "LengthDecorrelation",
     "Positive",
     "PriorConstraint",
-    "Regularizer",
     "Text",
-    "weighted_mean",
 ]

@@ -1,18 +1,15 @@
-"""What the bottleneck head lets through."""
+"""The regularizer of the bottleneck head."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from torch import Tensor
 
-from aplot_lightning.objectives.options import not_negative
-from aplot_lightning.objectives.regularizers.base import Regularizer, weighted_mean
+from aplot_lightning.objectives.component import Columns, Regularizer, not_negative, weighted_mean
 from aplot_lightning.types import Scores
 
 
 class InformationBottleneck(Regularizer):
-    """Prices what the latent state of each response says beyond the prior (InfoRM).
+    """Penalizes the information that the latent state of each response carries beyond the prior (InfoRM).
 
     Formula:
         β · mean (KL_i⁺ + KL_i⁻), KL = KL(q(s given h) ‖ N(0, I)), from the model's bottleneck head
@@ -20,13 +17,12 @@ class InformationBottleneck(Regularizer):
     Args:
         beta: β, at least 0.
 
-    When to use it: to leave out of the reward what preferences do not need, such as length or style. The model must
-    have a bottleneck head (`model.head`).
+    When to use it: to keep features that preferences do not need, such as length or style, out of the reward. The model
+    must have a bottleneck head (`model.head`).
 
     Source: InfoRM (2402.09345), β = 0.1 with a latent of 128.
 
-    Deviations: the two sides are added, not averaged, as method section 3 of this project reads it. The mean
-    carries the data's weights.
+    Deviations: the two sides are added, not averaged (docs/method.md, section 3). The mean uses the data's weights.
     """
 
     tensors = ("kl",)
@@ -35,9 +31,7 @@ class InformationBottleneck(Regularizer):
         super().__init__()
         self.beta = not_negative("beta", beta)
 
-    def forward(
-        self, loss: Tensor, weights: Tensor, chosen: Scores, rejected: Scores, columns: Mapping[str, Tensor]
-    ) -> Tensor:
+    def forward(self, loss: Tensor, weights: Tensor, chosen: Scores, rejected: Scores, columns: Columns) -> Tensor:
         return self.beta * weighted_mean(chosen.tensors["kl"] + rejected.tensors["kl"], weights)
 
     def describe(self) -> str:

@@ -1,19 +1,16 @@
-"""Chosen rewards above zero."""
+"""The positive-reward regularizer."""
 
 from __future__ import annotations
-
-from collections.abc import Mapping
 
 from torch import Tensor
 from torch.nn import functional
 
-from aplot_lightning.objectives.options import not_negative
-from aplot_lightning.objectives.regularizers.base import Regularizer, weighted_mean
+from aplot_lightning.objectives.component import Columns, Regularizer, not_negative, weighted_mean
 from aplot_lightning.types import Scores
 
 
 class Positive(Regularizer):
-    """Asks the chosen responses of the optimizer batch for a mean reward above zero.
+    """Pushes the mean reward of the chosen responses of the optimizer batch above zero.
 
     Formula:
         -c · log σ(mean r_i⁺)
@@ -21,11 +18,11 @@ class Positive(Regularizer):
     Args:
         coefficient: c, at least 0.
 
-    When to use it: rewards must have a sign that means something (above 0: good), or as the baseline that GRM has.
+    When to use it: the sign of a reward should have a meaning (above 0: good), or to reproduce GRM's baseline.
 
     Source: a baseline of GRM's release (2406.10216), c = 0.1.
 
-    Deviations: the mean is over the whole optimizer batch, whatever the micro-batch, and carries the data's weights.
+    Deviations: the mean is over the whole optimizer batch, for any micro-batch size, and uses the data's weights.
     """
 
     separable = False
@@ -34,11 +31,9 @@ class Positive(Regularizer):
         super().__init__()
         self.coefficient = not_negative("coefficient", coefficient)
 
-    def forward(
-        self, loss: Tensor, weights: Tensor, chosen: Scores, rejected: Scores, columns: Mapping[str, Tensor]
-    ) -> Tensor:
+    def forward(self, loss: Tensor, weights: Tensor, chosen: Scores, rejected: Scores, columns: Columns) -> Tensor:
         term = functional.softplus(-weighted_mean(chosen.rewards, weights))
-        return self.coefficient * term * (weights.sum() > 0)  # without pairs there is nothing to ask for
+        return self.coefficient * term * (weights.sum() > 0)  # 0 without pairs
 
     def describe(self) -> str:
         return f"positive {self.coefficient:g}"

@@ -1,18 +1,16 @@
-"""An upper bound on the gap, from what is known of the pair before training."""
+"""The prior constraint: an upper bound on the gap, from the similarity of the two responses."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from aplot_lightning.objectives.options import positive
-from aplot_lightning.objectives.part import required_column
-from aplot_lightning.objectives.regularizers.base import Regularizer, weighted_mean
+from aplot_lightning.objectives.component import Columns, Regularizer, finite, positive, required_column, weighted_mean
+from aplot_lightning.transport import check_choice
 from aplot_lightning.types import Scores
 
 Similarity = Literal["length", "cosine", "fixed", "random"]
@@ -23,59 +21,56 @@ WORD = 0xFFFFFFFF
 
 
 class PriorConstraint(Regularizer):
-    """Holds each gap below a bound that is looser where the two responses are less alike (PCRM).
+    """Keeps each gap below a bound, which is looser for two responses that are less similar (PCRM).
 
     Formula:
         mean -log σ(δ*_i - Δ_i), δ*_i = β1 / (s_i + 0.001) + β3
 
     with the similarity s_i in [0, 1]:
 
-    - "length": the shorter over the longer response, in tokens after the first one in which they differ (1 if none)
+    - "length": the shorter over the longer response, in tokens after the first difference (1 if there are none)
     - "cosine": (π - arccos c) / π, c the cosine of the two embeddings clamped to [0, 1]
     - "fixed": no similarity, δ* = 3
     - "random": no similarity, δ* from U(1, 2)
 
     Args:
         similarity: one of these; the last two are the paper's controls.
-        beta1: β1, above 0; null takes what was published for the similarity on TL;DR: length 10, cosine 30.
-        beta3: β3; null likewise: length -5, cosine -25. (On AlpacaFarm both took 20 and -15.)
+        beta1: β1, above 0; null takes the value published for TL;DR: length 10, cosine 30.
+        beta3: β3; null takes the value published for TL;DR: length -5, cosine -25. (For AlpacaFarm both used 20 and
+            -15.)
 
-    When to use it: rewards that grow without bound in training or under reinforcement learning.
+    When to use it: rewards grow without bound in training or under reinforcement learning.
 
-    Source: PCRM (2404.00978) and its release: formula, clamp, 0.001, constants and controls. Same weight as L there.
+    Source: PCRM (2404.00978) and its release: formula, clamp, 0.001, constants and controls. The weight is that of L,
+    as there.
 
-    Deviations: the release takes both terms at every token after the first difference, here at the scored token. Its
-    cosine is of a frozen BERT's first token; here it is of the reward model's own embeddings, detached. Its random
-    bound is drawn anew at each visit; here it is a hash of the pair's `index`, the same in every epoch, rank and split.
+    Deviations: the release applies both terms at every token after the first difference, we at the scored token. Its
+    cosine uses the first token of a frozen BERT; ours uses the reward model's own embeddings, detached. Its random
+    bound is drawn anew each time; ours is a hash of the pair's `index`, the same in every epoch, rank and split.
     """
 
     def __init__(
         self, similarity: Similarity = "length", beta1: float | None = None, beta3: float | None = None
     ) -> None:
         super().__init__()
-        if similarity not in get_args(Similarity):
-            raise ValueError(f"similarity must be one of {', '.join(get_args(Similarity))}, got {similarity!r}")
+        check_choice("similarity", similarity, get_args(Similarity))
         for name, value in (("beta1", beta1), ("beta3", beta3)):
             if similarity not in PUBLISHED and value is not None:
                 raise ValueError(f"{name} must be null with the similarity {similarity}, got {value}")
         if similarity in PUBLISHED:
             beta1 = positive("beta1", PUBLISHED[similarity][0] if beta1 is None else beta1)
-            beta3 = PUBLISHED[similarity][1] if beta3 is None else beta3
-            if not math.isfinite(beta3):
-                raise ValueError(f"beta3 must be a finite number, got {beta3}")
+            beta3 = finite("beta3", PUBLISHED[similarity][1] if beta3 is None else beta3)
         self.similarity: Similarity = similarity
         self.beta1 = beta1
         self.beta3 = beta3
         self.columns = {"length": ("chosen_suffix", "rejected_suffix"), "random": ("index",)}.get(similarity, ())
 
-    def forward(
-        self, loss: Tensor, weights: Tensor, chosen: Scores, rejected: Scores, columns: Mapping[str, Tensor]
-    ) -> Tensor:
+    def forward(self, loss: Tensor, weights: Tensor, chosen: Scores, rejected: Scores, columns: Columns) -> Tensor:
         gaps = chosen.rewards - rejected.rewards
         return weighted_mean(functional.softplus(gaps - self.bounds(chosen, rejected, columns)), weights)
 
     @torch.no_grad()
-    def bounds(self, chosen: Scores, rejected: Scores, columns: Mapping[str, Tensor]) -> Tensor:
+    def bounds(self, chosen: Scores, rejected: Scores, columns: Columns) -> Tensor:
         """δ*, (n,) in the rewards' dtype, without gradient."""
         if self.similarity == "fixed":
             return torch.full_like(chosen.rewards, FIXED)
@@ -83,9 +78,9 @@ class PriorConstraint(Regularizer):
             return 1 + uniform_of(required_column(columns, "index", "PriorConstraint")).to(chosen.rewards)
         assert self.beta1 is not None
         assert self.beta3 is not None
-        return self.beta1 / (self._likeness(chosen, rejected, columns) + BETA2) + self.beta3
+        return self.beta1 / (self._similarity_of(chosen, rejected, columns) + BETA2) + self.beta3
 
-    def _likeness(self, chosen: Scores, rejected: Scores, columns: Mapping[str, Tensor]) -> Tensor:
+    def _similarity_of(self, chosen: Scores, rejected: Scores, columns: Columns) -> Tensor:
         if self.similarity == "cosine":
             cosine = functional.cosine_similarity(chosen.embeddings, rejected.embeddings, dim=-1)
             return 1 - torch.arccos(cosine.clamp(0, 1)).to(chosen.rewards) / math.pi
@@ -103,7 +98,7 @@ class PriorConstraint(Regularizer):
 
 
 def uniform_of(index: Tensor) -> Tensor:
-    """A number in [0, 1) for each index (n,) int64, by an integer hash (xor-shift and multiply) -> (n,) float64."""
+    """A number in [0, 1) for each index by an integer hash (xor-shift and multiply): (n,) int64 -> (n,) float64."""
     state = ((index ^ (index >> 32)) + 0x9E3779B9) & WORD
     for _ in range(2):
         state = ((state ^ (state >> 16)) * 0x45D9F3B) & WORD

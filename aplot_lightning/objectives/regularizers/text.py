@@ -1,19 +1,16 @@
-"""The language model kept alive beside the reward head."""
+"""The text regularizer: the language-model likelihood of the chosen responses."""
 
 from __future__ import annotations
-
-from collections.abc import Mapping
 
 from torch import Tensor
 from torch.nn import functional
 
-from aplot_lightning.objectives.options import positive
-from aplot_lightning.objectives.regularizers.base import Regularizer, weighted_mean
+from aplot_lightning.objectives.component import Columns, Regularizer, positive, weighted_mean
 from aplot_lightning.types import Scores
 
 
 class Text(Regularizer):
-    """Mixes in the likelihood of the chosen responses, so that hidden states still serve to write text (GRM-SFT).
+    """Mixes in the likelihood of the chosen responses, so that the hidden states still predict text (GRM-SFT).
 
     Formula:
         (1 - α) L + α · mean -log σ(β log π(y⁺ given x)); the term added to L is α (text - L)
@@ -24,13 +21,13 @@ class Text(Regularizer):
         alpha: α, from 0 to 1.
         beta: β, above 0.
 
-    When to use it: few pairs, or pairs of another distribution than those to be scored: it keeps what the language
-    model knew. The model must keep its LM head (`model.keep_lm_head: true`).
+    When to use it: few pairs, or pairs from another distribution than the texts to score: it preserves what the
+    language model learned before. The model must keep its LM head (`model.keep_lm_head: true`).
 
     Source: GRM (2406.10216), its SFT regularization; α = 0.01 and β = 0.1 as in its release.
 
-    Deviations: one linear reward head is enough here; the release puts an MLP on the hidden states (`model.head` can).
-    Regularizers beside this one are not scaled by 1 - α. The mean carries the data's weights.
+    Deviations: the default is a linear reward head; the release uses an MLP (`model.head`). Other regularizers are not
+    scaled by 1 - α. The mean uses the data's weights.
     """
 
     tensors = ("log_probability",)
@@ -42,9 +39,7 @@ class Text(Regularizer):
         self.alpha = alpha
         self.beta = positive("beta", beta)
 
-    def forward(
-        self, loss: Tensor, weights: Tensor, chosen: Scores, rejected: Scores, columns: Mapping[str, Tensor]
-    ) -> Tensor:
+    def forward(self, loss: Tensor, weights: Tensor, chosen: Scores, rejected: Scores, columns: Columns) -> Tensor:
         text = weighted_mean(functional.softplus(-self.beta * chosen.tensors["log_probability"]), weights)
         return self.alpha * (text - loss)
 

@@ -1,28 +1,24 @@
-"""Where the links of Thurstone's model take the noise of a pair from."""
+"""Base of the links of Thurstone's model: where the noise of a pair comes from."""
 
 from __future__ import annotations
 
 from abc import ABC
-from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-from aplot_lightning.objectives.links.base import Link
-from aplot_lightning.objectives.options import positive
-from aplot_lightning.objectives.part import required_column
+from aplot_lightning.objectives.component import Columns, Link, positive, required_column
 from aplot_lightning.types import Scores
 
 GUARD = 1e-6
 
 
 class ThurstoneLink(Link, ABC):
-    """Base of the links in which each response's quality has normal noise: p = Φ(z / √(2 v + 1e-6)).
+    """Base of the links with normal noise on each response's quality: p = Φ(z / √(2 v + 1e-6)).
 
     Args:
         variance: v, the noise of one response: a number above 0; the name of a pair column that holds it, at least 0;
-            or "model" for the model's own `variance` of each response, of which a pair takes the mean, so that
-            2 v = v⁺ + v⁻.
+            or "model" for the model's own `variance` (R,), with 2 v = v⁺ + v⁻.
     """
 
     def __init__(self, variance: float | str = 0.5) -> None:
@@ -35,7 +31,7 @@ class ThurstoneLink(Link, ABC):
             positive("variance", variance)
         self.variance = variance
 
-    def scale(self, gaps: Tensor, chosen: Scores, rejected: Scores, columns: Mapping[str, Tensor]) -> Tensor:
+    def scale(self, gaps: Tensor, chosen: Scores, rejected: Scores, columns: Columns) -> Tensor:
         """√(2 v + 1e-6), (n,) in the gaps' dtype."""
         if self.variance == "model":
             doubled = chosen.tensors["variance"] + rejected.tensors["variance"]
