@@ -1,12 +1,14 @@
-"""Real small runs: pairs of the preference world as JSONL, a tiny decoder from scratch, and the command line."""
+"""Small real runs: pairs of the preference world as JSONL, a tiny decoder from scratch, and the command line."""
 
 from __future__ import annotations
 
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import uuid
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,13 +18,15 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+from tests.processes import ended, forked
+
 settings.register_profile("untimed", deadline=None)  # the machine may be busy with other runs
 settings.load_profile("untimed")
 
 ROOT = Path(__file__).parents[1]
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1}
 HEADS = {"num_attention_heads": 2, "num_key_value_heads": 2}
-SETS = {  # of odd sizes, so that ranks get uneven shares
+SETS = {  # odd sizes, so that ranks get uneven shares
     "train": {"pairs": 331, "seed": 1},
     "hard": {"pairs": 41, "seed": 2, "shift": "hard_pairs"},
     "style": {"pairs": 33, "seed": 2, "shift": "new_style"},
@@ -32,7 +36,7 @@ SETS = {  # of odd sizes, so that ranks get uneven shares
 
 @dataclass
 class Laboratory:
-    """A folder with pairs (`train.jsonl` ...), a `backbone`, and `base.yaml`: 9 steps in each of 2 epochs."""
+    """A folder with pairs (`train.jsonl` ...), a `backbone`, and `base.yaml`: 2 epochs of 9 steps, no report."""
 
     folder: Path
 
@@ -50,15 +54,27 @@ class Laboratory:
             "trainer.val_check_interval": 4,
         }
 
-    def words(self, command: str, run_dir: Path, options: dict[str, Any] | None = None) -> list[str]:
-        """The command line, without the program; objective=NAME takes the file of conf/objective."""
+    @property
+    def resumable(self) -> dict[str, Any]:
+        """Options of `undisturbed_run`: like `whole`, with one test set and 2 epochs of 5 steps."""
+        return {
+            "objective": "aplot",
+            "model.dropout": 0.1,
+            "data.ood": {"hard": str(self.folder / "hard.jsonl")},
+            "data.batch_size": 64,
+            "data.micro_batch_size": 32,
+            "trainer.val_check_interval": 3,
+        }
+
+    def arguments(self, command: str, run_dir: Path, options: dict[str, Any] | None = None) -> list[str]:
+        """The arguments of the command line; objective=NAME takes the file of conf/objective."""
         options = dict(options or {})
-        words = [command, "--config", options.pop("config", self.config)]
+        arguments = [command, "--config", options.pop("config", self.config)]
         if (objective := options.pop("objective", None)) is not None:
-            words += ["--config", str(ROOT / "conf" / "objective" / f"{objective}.yaml")]
+            arguments += ["--config", str(ROOT / "conf" / "objective" / f"{objective}.yaml")]
         for key, value in options.items():
-            words += [f"--{key}", value if isinstance(value, str) else json.dumps(value)]
-        return [*words, "--run_dir", str(run_dir)]
+            arguments += [f"--{key}", value if isinstance(value, str) else json.dumps(value)]
+        return [*arguments, "--run_dir", str(run_dir)]
 
     def __call__(self, command: str, run_dir: Path, options: dict[str, Any] | None = None) -> int:
         """Runs the command in this process and returns its exit code; a warning that a user would see is an error."""
@@ -66,17 +82,17 @@ class Laboratory:
 
         with pytest.MonkeyPatch.context() as patch:
             warnings.simplefilter("ignore", DeprecationWarning)  # hidden from users, and Lightning's own
-            patch.setattr(sys, "argv", ["aplot", *self.words(command, run_dir, options)])
+            patch.setattr(sys, "argv", ["aplot", *self.arguments(command, run_dir, options)])
             return main()
 
     def start(
         self, command: str, run_dir: Path, options: dict[str, Any] | None = None, *, torchrun: bool = False
     ) -> subprocess.Popen:
-        """Starts the command as a user does, in a process of its own, or by torchrun in two."""
+        """Starts the command as a user does, in its own process, or with torchrun in two processes."""
         launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"] if torchrun else []
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
         return subprocess.Popen(
-            [sys.executable, "-m", *launcher, "aplot_lightning", *self.words(command, run_dir, options)],
+            [sys.executable, "-m", *launcher, "aplot_lightning", *self.arguments(command, run_dir, options)],
             env={key: value for key, value in environment.items() if key != "APLOT_RUN_DIR"},
             cwd=self.folder,
             stdout=subprocess.PIPE,
@@ -86,20 +102,43 @@ class Laboratory:
         )
 
     def launch(self, run_dir: Path, options: dict[str, Any]) -> str:
-        """A fit by torchrun that must end well; what its two ranks said."""
+        """Runs `fit` with torchrun, which must succeed. Returns the stderr of both ranks."""
         process = self.start("fit", run_dir, options, torchrun=True)
         try:
-            _, said = process.communicate(timeout=300)
+            _, output = process.communicate(timeout=300)
         finally:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
-        assert process.returncode == 0, said[-3000:]
-        return said
+        assert process.returncode == 0, output[-3000:]
+        return output
+
+    def on_two_ranks(self, run_dir: Path, options: dict[str, Any], codes: tuple[int, int] = (0, 0)) -> str:
+        """Runs `fit` in two forked processes with the environment that torchrun gives, and checks their exit codes.
+
+        Forking saves the imports, which take longer than the runs. Returns the output of both ranks.
+        """
+        log = self.folder / f"ranks-{uuid.uuid4().hex}.txt"
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            port = str(free.getsockname()[1])
+        shared = {"MASTER_ADDR": "localhost", "MASTER_PORT": port, "WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "test"}
+        arguments = self.arguments("fit", run_dir, {**options, "trainer.devices": 2})
+        ranks = [
+            forked(arguments, log, {**shared, "RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": "0"})
+            for rank in ("0", "1")
+        ]
+        found = [ended(rank, 300) for rank in ranks]
+        for rank, code in zip(ranks, found, strict=True):
+            if code is None:
+                os.kill(rank, signal.SIGKILL)
+        output = log.read_text(encoding="utf-8")
+        assert tuple(found) == codes, output[-3000:]
+        return output
 
 
 @pytest.fixture(autouse=True, scope="session")
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Prepared data of the tests, and of the processes they start, stay among their own files."""
+    """Keeps prepared data in a temporary folder, also for the processes that tests start."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("APLOT_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
@@ -107,7 +146,7 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(autouse=True, scope="session")
 def _as_in_a_terminal() -> Iterator[None]:
-    """Ctrl-C means something, also where a shell started the tests in the background and has it ignored."""
+    """Handles ctrl-C as in a terminal, also if a shell started the tests in the background and ignores it."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
@@ -135,6 +174,7 @@ def laboratory(tmp_path_factory: pytest.TempPathFactory) -> Laboratory:
             "enable_model_summary": False,
         },
         "model": {"backbone": str(backbone), "learning_rate": 3e-3, "warmup_share": 0.1, "weight_decay": 0.01},
+        "report": False,
         "data": {
             "train": str(folder / "train.jsonl"),
             "ood": {name: str(folder / f"{name}.jsonl") for name in ("hard", "style")},
@@ -151,7 +191,15 @@ def laboratory(tmp_path_factory: pytest.TempPathFactory) -> Laboratory:
 
 @pytest.fixture(scope="session")
 def finished_run(laboratory: Laboratory, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run directory of a whole APLOT run, made by the command line. Leave it as it is."""
+    """The run directory of a whole APLOT run with its report. Do not change it."""
     run_dir = tmp_path_factory.mktemp("runs") / "aplot"
-    assert laboratory("fit", run_dir, laboratory.whole) == 0
+    assert laboratory("fit", run_dir, {**laboratory.whole, "report": True}) == 0
+    return run_dir
+
+
+@pytest.fixture(scope="session")
+def undisturbed_run(laboratory: Laboratory, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run directory of `laboratory.resumable`, for comparison with runs that were stopped and resumed."""
+    run_dir = tmp_path_factory.mktemp("runs") / "undisturbed"
+    assert laboratory("fit", run_dir, laboratory.resumable) == 0
     return run_dir

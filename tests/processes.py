@@ -1,4 +1,4 @@
-"""Starting commands as forked processes, waiting for them, and looking at the processes of this machine."""
+"""Forks commands, waits for them, and looks at the processes of this machine."""
 
 from __future__ import annotations
 
@@ -6,32 +6,53 @@ import os
 import sys
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 
-def forked(words: list[str], log: Path) -> int:
-    """A command of `aplot` as a forked process, which has everything imported already; its id. The log takes output."""
-    process = os.fork()
+def forked(arguments: list[str], log: Path, environment: Mapping[str, str] | None = None) -> int:
+    """Runs a command of `aplot` in a forked process, which has everything imported already.
+
+    Args:
+        arguments: of the command line.
+        log: the file that stdout and stderr are appended to.
+        environment: added to that of this process.
+
+    Returns:
+        The process id.
+    """
+    import torch
+    from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+    from aplot_lightning.cli import main
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of Python 3.12, about forking with threads
+        process = os.fork()
     if process:
         return process
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(output, 1)
     os.dup2(output, 2)
-    from aplot_lightning.cli import main
-
-    sys.argv = ["aplot", *words]
+    sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1, closefd=False) for number in (1, 2))
     code = 70
     try:
-        code = main(words)
-    except BaseException:  # told in the log, which the tests show
-        traceback.print_exc()
+        os.environ.update(environment or {})
+        torch.set_num_threads(1)
+        rank_zero_only.rank = int(os.environ.get("RANK", 0))  # Lightning reads it when it is imported
+        sys.argv = ["aplot", *arguments]
+        code = main(arguments)
+    except BaseException:
+        traceback.print_exc()  # for the test's message
     finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
         os._exit(code)
 
 
 def ended(process: int, seconds: float) -> int | None:
-    """The exit status of a forked process, waited for so long at most."""
+    """The exit code of a forked process, negative after a signal, or None if it still runs after `seconds`."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         done, status = os.waitpid(process, os.WNOHANG)
@@ -42,7 +63,7 @@ def ended(process: int, seconds: float) -> int | None:
 
 
 def living(mark: Mapping[str, str]) -> list[int]:
-    """Ids of the processes that were started with these variables and are no zombies."""
+    """Ids of the processes, except zombies, that were started with these environment variables."""
     wanted = {f"{name}={value}".encode() for name, value in mark.items()}
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
@@ -56,7 +77,7 @@ def living(mark: Mapping[str, str]) -> list[int]:
 
 
 def wait_until(holds: Callable[[], bool], seconds: float = 60) -> None:
-    """Returns as soon as it holds; fails where it does not hold in time."""
+    """Waits until `holds` returns True, and fails after `seconds`."""
     end = time.monotonic() + seconds
     while not holds():
         assert time.monotonic() < end, f"not within {seconds} seconds"

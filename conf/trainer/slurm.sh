@@ -1,9 +1,9 @@
 #!/bin/bash
-# A run that survives preemption and its own time limit.
+# A run that survives preemption and the job's time limit.
 #
 #   sbatch conf/trainer/slurm.sh RUN_DIR --config conf/hh_rlhf.yaml [options of fit]
 #
-# The first start begins the run, every later one goes on from RUN_DIR/checkpoints/last.ckpt.
+# The first start begins the run; every later start resumes from RUN_DIR/checkpoints/last.ckpt.
 #SBATCH --job-name=aplot
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=8
@@ -17,14 +17,14 @@
 
 run_dir=$1
 shift
-words=(--config conf/trainer/slurm.yaml --run_dir "$run_dir")
+arguments=(--config conf/trainer/slurm.yaml --run_dir "$run_dir")
 if [ -e "$run_dir/checkpoints/last.ckpt" ]; then
-    words+=(--ckpt_path last)
+    arguments+=(--ckpt_path last)
 fi
 
-# srun passes signals on to the ranks; the shell only waits for them
+# srun forwards signals to the ranks; the shell only waits for them
 trap : USR1 TERM
-srun --kill-on-bad-exit=0 python -m aplot_lightning fit "$@" "${words[@]}"
+srun --kill-on-bad-exit=0 python -m aplot_lightning fit "$@" "${arguments[@]}"
 code=$?
 if [ "$code" -eq 143 ]; then
     scontrol requeue "$SLURM_JOB_ID"

@@ -1,16 +1,16 @@
 #!/bin/bash
-# A study whose trials run on every node of a job, one GPU a trial; several such jobs may share one study too.
+# A study whose trials run on every node of a job, one GPU per trial; several jobs can share one study.
 #
 #   sbatch studies/slurm/tune.sh studies/cost_weights.yaml --storage postgresql://USER:PASSWORD@HOST/DATABASE
 #   sbatch studies/slurm/tune.sh studies/cost_weights.yaml --storage journal:/shared/cost_weights.journal
 #
-# Each node runs the same `tune` command. They meet in the storage: a PostgreSQL server that all nodes reach, or a
-# journal file on a disk that all of them share and that keeps locks (NFS 4, Lustre with flock); SQLite is for one
-# machine. The study's directory must be on a shared disk in either case. Every trial is run once, and the first node that finds all
-# finished writes the report. A job that was cancelled, preempted or out of time goes on when it is submitted again;
-# trials of a node that was lost are tried again by the others after two minutes (PostgreSQL).
+# Each node runs the same `tune` command. They share the storage: a PostgreSQL server that all nodes can reach, or
+# a journal file on a shared disk with locks (NFS 4, Lustre with flock); SQLite is for one machine. The study's directory
+# must be on a shared disk in either case. Every trial runs once, and the first node that finds all trials finished writes
+# the report. A job that was canceled, preempted or out of time resumes when it is submitted again; the other nodes retry
+# the trials of a lost node after two minutes (PostgreSQL).
 #
-# Not measured: no cluster was at hand. Tested without one: several of these commands at once, killed at any moment.
+# Not measured, because no cluster was available. Tested without one: several of these commands at once, killed at any moment.
 #SBATCH --job-name=aplot-tune
 #SBATCH --nodes=4
 #SBATCH --ntasks-per-node=1
@@ -26,7 +26,7 @@ study=$1
 shift
 workers=${SLURM_GPUS_ON_NODE:-1}
 
-# a node that ends early must not end the others; each gives its trials back on SIGTERM
+# A node that ends early must not end the others; on SIGTERM each node releases its trials.
 trap : TERM
 srun --kill-on-bad-exit=0 --label python -m aplot_lightning tune --config "$study" --workers "$workers" "$@"
 code=$?

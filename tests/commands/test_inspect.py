@@ -37,7 +37,7 @@ def inspect(laboratory: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
     def call(**options: Any) -> int:
-        words = laboratory.words("inspect", tmp_path / "here" / "run", options)
+        words = laboratory.arguments("inspect", tmp_path / "here" / "run", options)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(sys, "argv", ["aplot", *words])
             return main()

@@ -80,7 +80,7 @@ def test_no_process_of_a_child_is_left_a_second_after_its_parent_was_killed(
     laboratory: Any, tmp_path: Path, how: str, moment: float | None
 ) -> None:
     mark, last = {MARK: str(tmp_path)}, tmp_path / "run" / "checkpoints" / "last.ckpt"
-    parent = parent_of(how, laboratory.words("fit", tmp_path / "run", {**ENDLESS, **RANKS}), tmp_path)
+    parent = parent_of(how, laboratory.arguments("fit", tmp_path / "run", {**ENDLESS, **RANKS}), tmp_path)
     assert parent.stdout is not None
     try:
         assert parent.stdout.readline().strip().isdigit()
@@ -119,7 +119,7 @@ def test_a_forked_run_is_the_same_as_one_of_its_own(laboratory: Any, tmp_path: P
     """The same bits, and the command to repeat; of two ranks the second is a process of its own."""
     options = {"trainer.max_epochs": 1, "data.ood": {}, "report": False, "objective": "aplot", "model.dropout": 0.1}
     options |= RANKS if ranks == 2 else {}
-    words = {how: laboratory.words("fit", tmp_path / how, options) for how in ("own", "forked")}
+    words = {how: laboratory.arguments("fit", tmp_path / how, options) for how in ("own", "forked")}
     environment = {"OMP_NUM_THREADS": "1"}
     with open_launcher(preload=True) as launcher, open_launcher() as plain:
         children = [

@@ -6,7 +6,6 @@ import os
 import re
 import signal
 import socket
-import time
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +34,7 @@ def only_line(capsys: pytest.CaptureFixture[str]) -> str:
 # Not finite
 
 
-@pytest.mark.parametrize(("objective", "where"), [("bt", "rewards"), ("aplot", "rewards"), ("bt", "gradient")], ids=str)
+@pytest.mark.parametrize(("objective", "where"), [("aplot", "rewards"), ("bt", "gradient")], ids=str)
 def test_a_skipped_step_leaves_everything_as_it_was(laboratory, tmp_path: Path, objective: str, where: str) -> None:
     options = {**SHORT, "objective": objective, "model.on_not_finite": "skip", "trainer.gradient_clip_val": 1.0}
     run_dir = tmp_path / "run"
@@ -133,13 +132,21 @@ def test_a_dead_worker_is_one_line(laboratory, tmp_path: Path, capsys) -> None:
     assert "data.num_workers" in line
 
 
+def test_a_rank_says_that_another_one_died(laboratory, tmp_path: Path) -> None:
+    options = {**SHORT, "trainer.strategy": "ddp", **probe("KillRank", step=2, rank=1)}
+    output = laboratory.on_two_ranks(tmp_path / "run", options, codes=(1, -signal.SIGKILL))
+    assert "step 3: rank 0 lost another rank" in output
+    assert "--ckpt_path last" in output
+    assert "Traceback" not in output
+    assert checkpoint(tmp_path / "run")["global_step"] == 2
+
+
+@pytest.mark.stress
 @pytest.mark.parametrize("rank", [0, 1])
-def test_ranks_end_with_the_reason_when_another_one_dies(laboratory, tmp_path: Path, rank: int) -> None:
+def test_ranks_of_lightnings_launcher_end_when_another_one_dies(laboratory, tmp_path: Path, rank: int) -> None:
     options = {**SHORT, "trainer.devices": 2, "trainer.strategy": "ddp", **probe("KillRank", step=2, rank=rank)}
-    start = time.monotonic()
     process = laboratory.start("fit", tmp_path / "run", options)
     _, said = process.communicate(timeout=200)  # of both: they share it
-    assert time.monotonic() - start < 150
     assert process.returncode in ({1} if rank else {-9})
     assert f"rank {1 - rank} lost another rank" in said
     assert "--ckpt_path last" in said
@@ -147,7 +154,8 @@ def test_ranks_end_with_the_reason_when_another_one_dies(laboratory, tmp_path: P
     assert checkpoint(tmp_path / "run")["global_step"] == 2
 
 
-def test_a_rank_that_falls_silent_ends_the_others_within_the_time_out(laboratory, tmp_path: Path) -> None:
+@pytest.mark.stress
+def test_a_rank_that_stops_answering_ends_the_others_within_the_timeout(laboratory, tmp_path: Path) -> None:
     """Two nodes of one rank each, started by hand; the second stops in its tracks, its connections open."""
     with socket.socket() as free:
         free.bind(("localhost", 0))

@@ -10,7 +10,7 @@ import torch
 
 from aplot_lightning.model.embedding_cache import EmbeddingCache
 
-ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.stress
 FSDP = {"class_path": "lightning.pytorch.strategies.ModelParallelStrategy"}
 RANKS = {"ddp": "ddp", "fsdp": FSDP}
 
@@ -19,16 +19,17 @@ def head(run_dir: Path) -> dict[str, Any]:
     return torch.load(run_dir / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
 
 
-@pytest.mark.parametrize("name", RANKS)
+@pytest.mark.parametrize("name", ["ddp", "fsdp"])
 def test_ranks_train_the_head_of_one_process(laboratory: Any, tmp_path: Path, name: str) -> None:
     options = {
         "objective": "aplot",
         "model.freeze_backbone": True,
         "data.batch_size": 31,  # uneven over two ranks
         "data.cache_dir": str(tmp_path / "cache"),
-        "trainer.max_steps": 5,
+        "data.ood": {},
+        "trainer.max_steps": 3,
     }
-    laboratory.launch(tmp_path / "ranks", {**options, "trainer.devices": 2, "trainer.strategy": RANKS[name]})
+    laboratory.on_two_ranks(tmp_path / "ranks", {**options, "trainer.strategy": RANKS[name]})
     with pytest.MonkeyPatch.context() as patch:
         # what ranks left is found by one process: keys do not depend on how weights are held
         patch.setattr(EmbeddingCache, "_compute", lambda *_: pytest.fail("the backbone ran"))
@@ -37,7 +38,7 @@ def test_ranks_train_the_head_of_one_process(laboratory: Any, tmp_path: Path, na
 
 
 def test_sharded_ranks_train_it_without_the_cache(laboratory: Any, tmp_path: Path) -> None:
-    options = {"model.freeze_backbone": True, "model.cache_embeddings": False, "data.ood": {}, "trainer.max_steps": 5}
-    laboratory.launch(tmp_path / "ranks", {**options, "trainer.devices": 2, "trainer.strategy": FSDP})
+    options = {"model.freeze_backbone": True, "model.cache_embeddings": False, "data.ood": {}, "trainer.max_steps": 3}
+    laboratory.on_two_ranks(tmp_path / "ranks", {**options, "trainer.strategy": FSDP})
     assert laboratory("fit", tmp_path / "one", options) == 0
     torch.testing.assert_close(head(tmp_path / "ranks"), head(tmp_path / "one"), rtol=0, atol=1e-5)

@@ -121,6 +121,7 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
     assert sorted(path.name for path in prepared.iterdir()) == before
 
 
+@pytest.mark.stress
 @pytest.mark.parametrize("name", ["missing file", "epsilon -1"])
 def test_a_mistake_in_a_process_of_its_own(name: str, laboratory: Any, prepared: Path, tmp_path: Path) -> None:
     options, said = MISTAKES[name]

@@ -1,4 +1,4 @@
-"""Runs that are stopped, resumed, spread over ranks, poisoned and used again, by the real command line."""
+"""Runs that are stopped, resumed, poisoned and used again, by the real command line."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import signal
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -38,63 +37,72 @@ def assert_same_run(run_dir: Path, undisturbed: Path) -> None:
     assert figures(run_dir) == figures(undisturbed)
 
 
-# Going on
+# Resuming. `undisturbed_run` has 10 steps in 2 epochs, and validations after steps 3, 8 and 10.
 
 
 @pytest.mark.parametrize(
     ("every", "stop", "kept", "workers"),
     [
-        (2, {"step": 5}, 4, 0),  # in mid-epoch
-        (3, {"step": 7}, 6, 2),
-        (1, {"step": 9}, 9, 0),  # between two epochs
-        (4, {"step": 8, "in_validation": True}, 4, 0),  # a validation that was not finished is made up for
-        (9, {"step": 18, "in_validation": True}, 18, 0),  # also the one that ends the run
+        (4, {"step": 8, "in_validation": True}, 4, 0),  # an unfinished validation is repeated
+        (5, {"step": 10, "in_validation": True}, 10, 0),  # also the one that ends the run
+        pytest.param(2, {"step": 5}, 4, 0, marks=pytest.mark.stress),
+        pytest.param(3, {"step": 7}, 6, 2, marks=pytest.mark.stress),
+        pytest.param(1, {"step": 5}, 5, 0, marks=pytest.mark.stress),  # between two epochs
     ],
     ids=str,
 )
-def test_a_crashed_run_goes_on_as_if_nothing_had_been(
-    laboratory, finished_run: Path, tmp_path: Path, every: int, stop: dict[str, Any], kept: int, workers: int
+def test_a_crashed_run_resumes_to_the_bit(
+    laboratory, undisturbed_run: Path, tmp_path: Path, every: int, stop: dict[str, Any], kept: int, workers: int
 ) -> None:
-    options = {**laboratory.whole, "checkpoint_every_n_steps": every, "data.num_workers": workers}
+    options = {**laboratory.resumable, "checkpoint_every_n_steps": every, "data.num_workers": workers}
     with pytest.raises(MemoryError):
         laboratory("fit", tmp_path / "run", {**options, **probe("Interrupt", **stop)})
     assert checkpoint(tmp_path / "run")["global_step"] == kept
     assert laboratory("fit", tmp_path / "run", {**options, "ckpt_path": "last"}) == 0
-    assert_same_run(tmp_path / "run", finished_run)
+    assert_same_run(tmp_path / "run", undisturbed_run)
 
 
 # before, at and after the ends of epochs and validations; SIGUSR1 is SLURM's warning
 @pytest.mark.parametrize(
     ("step", "how"),
-    [(2, "SIGTERM"), (3, "SIGTERM"), (8, "SIGTERM"), (17, "SIGTERM"), (5, "SIGUSR1"), (6, "SIGINT"), (7, "SIGINT")],
+    [
+        (2, "SIGTERM"),
+        (4, "SIGUSR1"),
+        (9, "SIGINT"),
+        *[pytest.param(*case, marks=pytest.mark.stress) for case in [(3, "SIGTERM"), (7, "SIGTERM"), (6, "SIGINT")]],
+    ],
 )
-def test_a_signal_keeps_the_finished_step(laboratory, finished_run: Path, tmp_path: Path, step: int, how: str) -> None:
+def test_a_signal_keeps_the_finished_step(
+    laboratory, undisturbed_run: Path, tmp_path: Path, step: int, how: str
+) -> None:
     stopped = probe("Interrupt", step=step, how=how)
     signals = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
     before = [signal.getsignal(number) for number in signals]
     code = 130 if how == "SIGINT" else 143
-    assert laboratory("fit", tmp_path / "run", {**laboratory.whole, **stopped}) == code
+    assert laboratory("fit", tmp_path / "run", {**laboratory.resumable, **stopped}) == code
     assert [signal.getsignal(number) for number in signals] == before
     assert checkpoint(tmp_path / "run")["global_step"] == step + 1
-    assert laboratory("fit", tmp_path / "run", {**laboratory.whole, "ckpt_path": "last"}) == 0
-    assert_same_run(tmp_path / "run", finished_run)
+    assert laboratory("fit", tmp_path / "run", {**laboratory.resumable, "ckpt_path": "last"}) == 0
+    assert_same_run(tmp_path / "run", undisturbed_run)
 
 
-@pytest.mark.parametrize(("how", "code"), [("SIGTERM", 143), ("SIGINT", 130)])
-def test_a_signal_in_a_validation_ends_it_first(
-    laboratory, finished_run: Path, tmp_path: Path, how: str, code: int
+@pytest.mark.parametrize(("how", "code"), [("SIGTERM", 143), pytest.param("SIGINT", 130, marks=pytest.mark.stress)])
+def test_a_signal_in_a_validation_takes_effect_after_it(
+    laboratory, undisturbed_run: Path, tmp_path: Path, how: str, code: int
 ) -> None:
-    stopped = probe("Interrupt", step=4, how=how, in_validation=True)
-    assert laboratory("fit", tmp_path / "run", {**laboratory.whole, **stopped}) == code
-    assert laboratory("fit", tmp_path / "run", {**laboratory.whole, "ckpt_path": "last"}) == 0
-    assert_same_run(tmp_path / "run", finished_run)
+    stopped = probe("Interrupt", step=3, how=how, in_validation=True)
+    assert laboratory("fit", tmp_path / "run", {**laboratory.resumable, **stopped}) == code
+    assert laboratory("fit", tmp_path / "run", {**laboratory.resumable, "ckpt_path": "last"}) == 0
+    assert_same_run(tmp_path / "run", undisturbed_run)
 
 
-@pytest.mark.parametrize("stop", [{"step": 7}, {"step": 8, "in_validation": True}], ids=str)
-def test_a_second_ctrl_c_ends_the_run_at_once_with_the_checkpoint_before(
-    laboratory, finished_run: Path, tmp_path: Path, capfd: pytest.CaptureFixture, stop: dict[str, Any]
+@pytest.mark.parametrize(
+    "stop", [{"step": 7}, pytest.param({"step": 8, "in_validation": True}, marks=pytest.mark.stress)], ids=str
+)
+def test_a_second_ctrl_c_ends_the_run_at_once_and_keeps_the_previous_checkpoint(
+    laboratory, undisturbed_run: Path, tmp_path: Path, capfd: pytest.CaptureFixture, stop: dict[str, Any]
 ) -> None:
-    options = {**laboratory.whole, "checkpoint_every_n_steps": 3}
+    options = {**laboratory.resumable, "checkpoint_every_n_steps": 3}
     one = probe("Interrupt", how="SIGINT", **stop)["trainer.callbacks"]
     before = signal.getsignal(signal.SIGINT)
     assert laboratory("fit", tmp_path / "run", {**options, "trainer.callbacks": [*one, *one]}) == 130
@@ -104,16 +112,17 @@ def test_a_second_ctrl_c_ends_the_run_at_once_with_the_checkpoint_before(
     assert said.splitlines()[-1] == "aplot: interrupted"
     assert checkpoint(tmp_path / "run")["global_step"] == 6
     assert laboratory("fit", tmp_path / "run", {**options, "ckpt_path": "last"}) == 0
-    assert_same_run(tmp_path / "run", finished_run)
+    assert_same_run(tmp_path / "run", undisturbed_run)
 
 
-def test_processes_that_are_killed_or_stopped(laboratory, finished_run: Path, tmp_path: Path) -> None:
+@pytest.mark.stress
+def test_processes_that_are_killed_or_stopped(laboratory, undisturbed_run: Path, tmp_path: Path) -> None:
     """Real signals to real processes; those that stop a run to loader workers too, which leave them to it."""
-    options = {**laboratory.whole, "checkpoint_every_n_steps": 2}
-    names = {"SIGKILL": (-signal.SIGKILL, 0, 6), "group SIGTERM": (143, 2, 8), "group SIGINT": (130, 2, 8)}
+    options = {**laboratory.resumable, "checkpoint_every_n_steps": 2}
+    names = {"SIGKILL": (-signal.SIGKILL, 0, 4), "group SIGTERM": (143, 2, 6), "group SIGINT": (130, 2, 6)}
     processes = {
         name: laboratory.start(
-            "fit", tmp_path / name, {**options, "data.num_workers": workers, **probe("Interrupt", step=7, how=name)}
+            "fit", tmp_path / name, {**options, "data.num_workers": workers, **probe("Interrupt", step=5, how=name)}
         )
         for name, (_, workers, _) in names.items()
     }
@@ -123,67 +132,30 @@ def test_processes_that_are_killed_or_stopped(laboratory, finished_run: Path, tm
         assert "Traceback" not in said
         assert checkpoint(tmp_path / name)["global_step"] == kept
         assert laboratory("fit", tmp_path / name, {**options, "ckpt_path": "last"}) == 0
-        assert_same_run(tmp_path / name, finished_run)
+        assert_same_run(tmp_path / name, undisturbed_run)
 
 
-def test_a_run_that_was_moved_remembers_its_best(laboratory, finished_run: Path, tmp_path: Path) -> None:
-    options = {**laboratory.whole, "checkpoint_every_n_steps": 1}
+def test_a_run_that_was_moved_remembers_its_best(laboratory, undisturbed_run: Path, tmp_path: Path) -> None:
+    options = {**laboratory.resumable, "checkpoint_every_n_steps": 1}
     with pytest.raises(MemoryError):
-        laboratory("fit", tmp_path / "run", {**options, **probe("Interrupt", step=15)})
-    best = checkpoint(finished_run, "best")["global_step"]
-    assert best < 15  # the validations after it are no better
-    assert checkpoint(tmp_path / "run", "best")["global_step"] == best
+        laboratory("fit", tmp_path / "run", {**options, **probe("Interrupt", step=9)})
+    assert checkpoint(tmp_path / "run", "best")["global_step"] < 9
     (tmp_path / "run").rename(tmp_path / "moved")
     assert laboratory("fit", tmp_path / "moved", {**options, "ckpt_path": "last"}) == 0
-    assert_same_run(tmp_path / "moved", finished_run)
+    assert_same_run(tmp_path / "moved", undisturbed_run)
 
 
-def test_a_finished_run_has_nothing_to_go_on_with(laboratory, finished_run: Path, tmp_path: Path) -> None:
-    run_dir = shutil.copytree(finished_run, tmp_path / "run")
-    assert laboratory("fit", run_dir, {**laboratory.whole, "ckpt_path": "last"}) == 0
-    assert figures(run_dir) == figures(finished_run)
-
-
-# Ranks
-
-
-@pytest.mark.parametrize("objective", ["bt"])  # aplot: test_runs_on_ranks.py
-def test_two_ranks_are_one_run(laboratory, tmp_path: Path, objective: str) -> None:
-    """31 pairs in micro-batches of 4 over two gloo processes, and sets of odd size."""
-    options = {
-        "objective": objective,
-        "data.batch_size": 31,
-        "data.micro_batch_size": 4,
-        "trainer.max_steps": 6,
-        "trainer.gradient_clip_val": 0.5,
-    }
-    ranks = {"trainer.devices": 2, "trainer.strategy": "ddp"}
-    process = laboratory.start("fit", tmp_path / "two", {**options, **ranks})
-    assert laboratory("fit", tmp_path / "one", options) == 0
-    _, said = process.communicate(timeout=300)
-    assert process.returncode == 0, said
-    one, two = checkpoint(tmp_path / "one"), checkpoint(tmp_path / "two")
-    assert one["global_step"] == two["global_step"] == 6
-    torch.testing.assert_close(two["state_dict"], one["state_dict"], rtol=1e-4, atol=1e-5)
-    assert curve(tmp_path / "two", "train/loss") == pytest.approx(curve(tmp_path / "one", "train/loss"), abs=1e-5)
-    its, expected = figures(tmp_path / "two"), figures(tmp_path / "one")
-    assert its["train"] == expected["train"]
-    for found, known in ((its["id"], expected["id"]), *zip(its["ood"].values(), expected["ood"].values(), strict=True)):
-        assert (found["pairs"], found["accuracy"]) == (known["pairs"], known["accuracy"])
-        assert found["log_loss"] == pytest.approx(known["log_loss"], abs=1e-5)
-    for name in ("validation", "id", "hard", "style"):
-        tables = [
-            pq.read_table(tmp_path / run / "predictions" / f"{name}.parquet").to_pydict() for run in ("two", "one")
-        ]
-        assert tables[0]["id"] == tables[1]["id"]  # each pair once, in the set's order
-        assert tables[0]["chosen_reward"] == pytest.approx(tables[1]["chosen_reward"], abs=1e-4)
+def test_a_undisturbed_run_that_is_resumed_keeps_its_figures(laboratory, undisturbed_run: Path, tmp_path: Path) -> None:
+    run_dir = shutil.copytree(undisturbed_run, tmp_path / "run")
+    assert laboratory("fit", run_dir, {**laboratory.resumable, "ckpt_path": "last"}) == 0
+    assert figures(run_dir) == figures(undisturbed_run)
 
 
 # Ends
 
 
 def test_max_steps_in_mid_epoch_ends_with_a_validation(laboratory, tmp_path: Path) -> None:
-    assert laboratory("fit", tmp_path / "run", {"trainer.max_steps": 5}) == 0
+    assert laboratory("fit", tmp_path / "run", {"trainer.max_steps": 5, "data.ood": {}}) == 0
     assert list(curve(tmp_path / "run", "validation/accuracy")) == [4]
     assert checkpoint(tmp_path / "run")["global_step"] == checkpoint(tmp_path / "run", "best")["global_step"] == 5
 
@@ -192,15 +164,15 @@ def test_max_steps_in_mid_epoch_ends_with_a_validation(laboratory, tmp_path: Pat
     ("stop", "kept"),
     [
         ({"step": 4, "how": "SIGTERM"}, 5),
-        ({"step": 5, "how": "SIGTERM", "in_validation": True}, 5),
-        ({"step": 5, "in_validation": True}, 4),  # a checkpoint of the last step would leave nothing to go on with
+        pytest.param({"step": 5, "how": "SIGTERM", "in_validation": True}, 5, marks=pytest.mark.stress),
+        ({"step": 5, "in_validation": True}, 4),  # no checkpoint of the last step, whose validation is still due
     ],
     ids=str,
 )
 def test_a_run_that_is_stopped_at_max_steps_still_has_its_last_validation(
     laboratory, tmp_path: Path, stop: dict[str, Any], kept: int
 ) -> None:
-    options = {"trainer.max_steps": 5, "checkpoint_every_n_steps": 1}
+    options = {"trainer.max_steps": 5, "checkpoint_every_n_steps": 1, "data.ood": {}}
     stopped = {**options, **probe("Interrupt", **stop)}
     if "how" in stop:
         assert laboratory("fit", tmp_path / "run", stopped) == 143
@@ -217,7 +189,7 @@ def test_a_run_that_is_stopped_at_max_steps_still_has_its_last_validation(
 def test_a_run_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(
     laboratory, tmp_path: Path, capsys: pytest.CaptureFixture, rate: float, kept: int | None
 ) -> None:
-    options = {"objective": "aplot", "model.learning_rate": rate, "checkpoint_every_n_steps": 2}
+    options = {"objective": "aplot", "model.learning_rate": rate, "checkpoint_every_n_steps": 2, "data.ood": {}}
     poison = probe("Poison", step=5) if kept else {}
     assert laboratory("fit", tmp_path / "run", {**options, **poison}) == 1
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("aplot: ")]
@@ -243,9 +215,8 @@ def test_test_writes_the_same_figures_again_and_keeps_those_of_training(
     run_dir = shutil.copytree(finished_run, tmp_path / "run")
     kept = json.loads((run_dir / "metrics.json").read_text())
     shutil.rmtree(run_dir / "predictions")
-    for name in ("best", str(run_dir / "checkpoints" / "best.ckpt")):
-        assert laboratory("test", run_dir, {**laboratory.whole, "ckpt_path": name}) == 0
-        assert json.loads((run_dir / "metrics.json").read_text()) == kept
+    assert laboratory("test", run_dir, {**laboratory.whole, "ckpt_path": "best"}) == 0
+    assert json.loads((run_dir / "metrics.json").read_text()) == kept
     assert (run_dir / "predictions" / "hard.parquet").is_file()
     assert laboratory("test", run_dir, {**laboratory.whole, "ckpt_path": "last"}) == 0
     assert json.loads((run_dir / "metrics.json").read_text())["train"] == kept["train"]
@@ -253,12 +224,12 @@ def test_test_writes_the_same_figures_again_and_keeps_those_of_training(
 
 @pytest.mark.parametrize("command", ["validate", "predict"])
 def test_validate_and_predict_leave_the_run_as_it_is(
-    laboratory, finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture, command: str
+    laboratory, undisturbed_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture, command: str
 ) -> None:
-    run_dir = shutil.copytree(finished_run, tmp_path / "run")
+    run_dir = shutil.copytree(undisturbed_run, tmp_path / "run")
     before = {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}
-    for name in ("best", str(run_dir / "checkpoints" / "last.ckpt")):
-        assert laboratory(command, run_dir, {**laboratory.whole, "ckpt_path": name}) == 0
+    name = "best" if command == "validate" else str(run_dir / "checkpoints" / "last.ckpt")
+    assert laboratory(command, run_dir, {**laboratory.resumable, "ckpt_path": name}) == 0
     assert {path: path.read_bytes() for path in before} == before
     if command == "validate":
         assert "validation/accuracy" in capsys.readouterr().out

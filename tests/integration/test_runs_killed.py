@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from tests.processes import ended, forked
@@ -42,10 +43,11 @@ OPTIONS = {
 }
 
 
+@pytest.mark.stress
 def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bits(laboratory: Any, tmp_path: Path) -> None:
     words = {
-        "undisturbed": laboratory.words("fit", tmp_path / "undisturbed", OPTIONS),
-        "killed": laboratory.words("fit", tmp_path / "killed", OPTIONS),
+        "undisturbed": laboratory.arguments("fit", tmp_path / "undisturbed", OPTIONS),
+        "killed": laboratory.arguments("fit", tmp_path / "killed", OPTIONS),
     }
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     environment.pop("APLOT_RUN_DIR", None)

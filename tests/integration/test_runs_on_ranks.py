@@ -1,10 +1,9 @@
-"""The same run in one process, under DDP and under FSDP2, and going on under another of them."""
+"""The same run in one process, under DDP and under FSDP2, and resumed under another of them."""
 
 from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -18,52 +17,46 @@ from aplot_lightning.cli import main
 from aplot_lightning.data.world import PreferenceWorld
 from tests.runs import checkpoint, curve, probe
 
-ROOT = Path(__file__).parents[2]
 FSDP = {"class_path": "lightning.pytorch.strategies.ModelParallelStrategy"}
 RANKS: dict[str, dict[str, Any]] = {
     "one": {},
-    "ddp": {"trainer.devices": 2, "trainer.strategy": "ddp"},
-    "fsdp": {"trainer.devices": 2, "trainer.strategy": FSDP},
+    "ddp": {"trainer.strategy": "ddp"},
+    "fsdp": {"trainer.strategy": FSDP},
 }
-# 31 pairs in micro-batches of 4: uneven over two ranks; a plan over the whole batch; sets of odd size
+# 31 pairs in micro-batches of 8: uneven over two ranks; a plan over the whole batch; sets of odd size
 WHOLE = {
     "objective": "aplot",
     "data.batch_size": 31,
-    "data.micro_batch_size": 4,
-    "data.num_workers": 0,
+    "data.micro_batch_size": 8,
     "model.gradient_checkpointing": True,
     "trainer.gradient_clip_val": 0.5,
-    "checkpoint_every_n_steps": 8,
+    "trainer.max_steps": 6,
+    "checkpoint_every_n_steps": 3,
     "checkpoint_keep": 3,
 }
 
 
-def end(process: subprocess.Popen) -> None:
-    _, said = process.communicate(timeout=300)
-    assert process.returncode == 0, said
-
-
-def launch(laboratory: Any, run_dir: Path, name: str, options: dict[str, Any]) -> subprocess.Popen:
-    """Two ranks: DDP by Lightning's own launcher, FSDP2 by torchrun."""
-    return laboratory.start("fit", run_dir, {**WHOLE, **RANKS[name], **options}, torchrun=name != "ddp")
+def fit(laboratory: Any, run_dir: Path, name: str, options: dict[str, Any] | None = None) -> None:
+    options = {**WHOLE, **RANKS[name], **(options or {})}
+    if name == "one":
+        assert laboratory("fit", run_dir, options) == 0
+    else:
+        assert "Warning" not in laboratory.on_two_ranks(run_dir, options)
 
 
 @pytest.fixture(scope="module")
 def runs(laboratory: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Eighteen steps each, with a checkpoint of step 8: in one process, and in two under either strategy."""
+    """Six steps each, with a checkpoint of step 3: in one process, and in two under either strategy."""
     folder = tmp_path_factory.mktemp("ranks")
-    options = {"trainer.max_steps": 18}
-    processes = [launch(laboratory, folder / name, name, options) for name in ("ddp", "fsdp")]
-    assert laboratory("fit", folder / "one", {**WHOLE, **options}) == 0
-    for process in processes:
-        end(process)
+    for name in RANKS:
+        fit(laboratory, folder / name, name)
     return {name: folder / name for name in RANKS}
 
 
 @pytest.mark.parametrize("name", ["ddp", "fsdp"])
 def test_two_ranks_are_the_same_run_as_one_process(name: str, runs: dict[str, Path]) -> None:
     expected, found = curve(runs["one"], "train/loss"), curve(runs[name], "train/loss")
-    assert len(expected) == 18
+    assert len(expected) == 6
     assert found == pytest.approx(expected, abs=1e-5)
     for file in ("last", "best"):
         one, two = checkpoint(runs["one"], file), checkpoint(runs[name], file)
@@ -88,27 +81,30 @@ def test_uneven_sets_are_evaluated_exactly(name: str, runs: dict[str, Path]) -> 
         assert two["chosen_reward"] == pytest.approx(one["chosen_reward"], abs=1e-4)
 
 
-@pytest.mark.parametrize(("first", "second"), [("one", "ddp"), ("ddp", "one"), ("one", "fsdp"), ("fsdp", "one")])
-def test_a_run_goes_on_under_another_number_of_ranks(
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("one", "fsdp"),
+        ("ddp", "one"),
+        pytest.param("one", "ddp", marks=pytest.mark.stress),
+        pytest.param("fsdp", "one", marks=pytest.mark.stress),
+    ],
+)
+def test_a_run_resumes_on_another_number_of_ranks(
     laboratory: Any, runs: dict[str, Path], tmp_path: Path, first: str, second: str
 ) -> None:
-    """From step 8 of one to step 18 under the other: the weights are those of the undisturbed run."""
+    """From step 3 of one to step 6 under the other: the weights are those of the undisturbed run."""
     run_dir = tmp_path / "run"
     (run_dir / "checkpoints").mkdir(parents=True)
-    former = runs[first] / "checkpoints" / "step-00000008.ckpt"
-    shutil.copyfile(former, run_dir / "checkpoints" / "last.ckpt")
-    options = {"trainer.max_steps": 18, "ckpt_path": "last"}
-    if second == "one":
-        assert laboratory("fit", run_dir, {**WHOLE, **options}) == 0
-    else:
-        end(launch(laboratory, run_dir, second, options))
+    shutil.copyfile(runs[first] / "checkpoints" / "step-00000003.ckpt", run_dir / "checkpoints" / "last.ckpt")
+    fit(laboratory, run_dir, second, {"ckpt_path": "last"})
     found = curve(run_dir, "train/loss")
-    assert sorted(found) == list(range(8, 18))  # it really starts after the checkpoint's step
+    assert sorted(found) == [3, 4, 5]  # it really starts after the checkpoint's step
     expected = curve(runs["one"], "train/loss")
     assert found == pytest.approx({step: expected[step] for step in found}, abs=1e-5)
-    end_of_both = checkpoint(run_dir), checkpoint(runs["one"])
-    assert end_of_both[0]["global_step"] == 18
-    torch.testing.assert_close(end_of_both[0]["state_dict"], end_of_both[1]["state_dict"], rtol=0, atol=1e-5)
+    resumed, undisturbed = checkpoint(run_dir), checkpoint(runs["one"])
+    assert resumed["global_step"] == 6
+    torch.testing.assert_close(resumed["state_dict"], undisturbed["state_dict"], rtol=0, atol=1e-5)
 
 
 def test_a_sharded_run_is_a_model_like_any_other(runs: dict[str, Path]) -> None:
@@ -117,11 +113,9 @@ def test_a_sharded_run_is_a_model_like_any_other(runs: dict[str, Path]) -> None:
     assert sharded == pytest.approx(one, abs=1e-4)
 
 
-def test_a_sharded_run_is_exported_as_a_model_that_transformers_alone_scores_alike(
-    runs: dict[str, Path], tmp_path: Path
-) -> None:
+def test_transformers_scores_an_exported_sharded_run_alike(runs: dict[str, Path], tmp_path: Path) -> None:
     assert main(["export", "--model", str(runs["fsdp"]), "--output", str(tmp_path / "model")]) == 0
-    rows = [row for _, row in PreferenceWorld(pairs=100, seed=8).rows()]
+    rows = [row for _, row in PreferenceWorld(pairs=16, seed=8).rows()]
     items = [{"prompt": row["prompt"], "response": row[side]} for row in rows for side in ("chosen", "rejected")]
     expected = RewardModel.from_pretrained(str(runs["fsdp"])).score(items)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
@@ -136,39 +130,52 @@ def test_a_sharded_run_is_exported_as_a_model_that_transformers_alone_scores_ali
         assert (inputs["attention_mask"] == 0).any()
         with torch.no_grad():
             found += model(**inputs).logits[:, 0].tolist()
-    assert len(found) == 200
+    assert len(found) == 32
     assert found == pytest.approx(expected, abs=1e-4)
     assert max(found) - min(found) > 0.01
 
 
-@pytest.mark.parametrize(("how", "code"), [("SIGTERM", 143), ("SIGINT", 130)])
-def test_both_ranks_stop_together_on_a_signal_and_the_command_says_which(
-    laboratory: Any, tmp_path: Path, how: str, code: int
-) -> None:
-    """Each rank gets it in the step after 3, as SLURM and a terminal send it."""
-    options = {"trainer.max_steps": 18, **probe("Interrupt", step=3, how=how)}
-    process = launch(laboratory, tmp_path / "run", "ddp", options)
-    _, said = process.communicate(timeout=300)
-    assert process.returncode == code, said
-    assert said.count("ctrl-C again stops at once") == (how == "SIGINT")
+def test_both_ranks_stop_together_on_sigterm(laboratory: Any, tmp_path: Path) -> None:
+    """Each rank gets it in the step after 3, as SLURM sends it."""
+    options = {**WHOLE, **RANKS["ddp"], **probe("Interrupt", step=3, how="SIGTERM")}
+    laboratory.on_two_ranks(tmp_path / "run", options, codes=(143, 143))
     assert checkpoint(tmp_path / "run")["global_step"] == 4
 
 
+@pytest.mark.stress
+@pytest.mark.parametrize(("how", "code"), [("SIGTERM", 143), ("SIGINT", 130)])
+def test_ranks_of_lightnings_launcher_stop_together_on_a_signal(
+    laboratory: Any, tmp_path: Path, how: str, code: int
+) -> None:
+    options = {**WHOLE, **RANKS["ddp"], "trainer.devices": 2, **probe("Interrupt", step=3, how=how)}
+    process = laboratory.start("fit", tmp_path / "run", options)
+    _, output = process.communicate(timeout=300)
+    assert process.returncode == code, output
+    assert output.count("ctrl-C again stops at once") == (how == "SIGINT")
+    assert checkpoint(tmp_path / "run")["global_step"] == 4
+
+
+@pytest.mark.stress
+def test_torchrun_starts_a_sharded_run(laboratory: Any, runs: dict[str, Path], tmp_path: Path) -> None:
+    laboratory.launch(tmp_path / "run", {**WHOLE, **RANKS["fsdp"], "trainer.devices": 2})
+    found, expected = checkpoint(tmp_path / "run"), checkpoint(runs["fsdp"])
+    torch.testing.assert_close(found["state_dict"], expected["state_dict"], rtol=0, atol=1e-6)
+
+
+@pytest.mark.stress
 def test_a_sharded_run_in_half_precision_skips_a_step_on_all_ranks(laboratory: Any, tmp_path: Path) -> None:
-    """A gradient that is NaN for once, under bf16-mixed with clipping; the head stays float32."""
-    bad = {"class_path": "tests.training.probes.BadSteps", "init_args": {"steps": [2], "where": "gradient"}}
+    """One NaN gradient, under bf16-mixed with clipping; the head stays float32."""
     options = {
+        "data.ood": {},
         "trainer.precision": "bf16-mixed",
-        "trainer.max_steps": 5,
-        "trainer.callbacks": [bad],
+        "trainer.max_steps": 4,
         "model.on_not_finite": "skip",
         "checkpoint_every_n_steps": 1,
+        "checkpoint_keep": 9,
+        **probe("BadSteps", steps=[1], where="gradient"),
     }
-    process = launch(laboratory, tmp_path / "run", "fsdp", {**options, "checkpoint_keep": 9})
-    _, said = process.communicate(timeout=300)
-    assert process.returncode == 0, said
-    assert "Warning" not in said
-    before, skipped, taken = (checkpoint(tmp_path / "run", f"step-{step:08}") for step in (2, 3, 4))
+    fit(laboratory, tmp_path / "run", "fsdp", options)
+    before, skipped, taken = (checkpoint(tmp_path / "run", f"step-{step:08}") for step in (1, 2, 3))
     torch.testing.assert_close(skipped["state_dict"], before["state_dict"], rtol=0, atol=0)
     assert taken["not_finite"] == {"skipped": 1, "in_a_row": 0}
     assert {tensor.dtype for tensor in taken["state_dict"].values()} == {torch.float32}

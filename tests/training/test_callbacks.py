@@ -12,7 +12,7 @@ import pytest
 from scipy.stats import spearmanr
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-SLOW = 0.25
+SLOW = 0.1
 PROBE = "tests.training.probes.SlowValidation"
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import os
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -21,8 +19,10 @@ from aplot_lightning.objectives import (
 )
 from aplot_lightning.training.gradient_cache import whole_batch_step
 from aplot_lightning.types import Batch, Pairs, Scores
+from tests.ranks import on_two_ranks
 
-PAIRS, STEPS = 32, 5
+PAIRS, STEPS = 32, 3
+SPLITS = {"even": [8, 8, 8, 8], "uneven": [3, 2, 20, 7]}  # two micro-batches a rank
 OBJECTIVES = {
     "bt": Objective(),
     "constant": Objective(margin=ConstantMargin(0.3)),
@@ -125,26 +125,18 @@ def test_autocast_loses_no_gradient_between_the_passes() -> None:
 
 
 def test_two_ranks_and_uneven_ones_equal_one(tmp_path: Path) -> None:
-    """Two real gloo processes of 2 x 8 pairs, and of 5 and 27 pairs, with the gradients averaged as DDP does."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
-    store = tmp_path / "store"
-    processes = [
-        subprocess.Popen([sys.executable, __file__, str(store), str(tmp_path), str(rank)], env=environment)
-        for rank in range(2)
-    ]
-    assert [process.wait(timeout=300) for process in processes] == [0, 0]
+    """Two gloo ranks of 2 x 8 pairs, and of 5 and 27 pairs, with the gradients averaged as DDP does."""
+    on_two_ranks(partial(_rank, tmp_path), tmp_path)
     for name, objective in OBJECTIVES.items():
         expected = train([PAIRS], objective, oracle=True)
-        for split in ("even", "uneven"):
+        for split in SPLITS:
             weights = torch.load(tmp_path / f"{name}-{split}.pt", weights_only=True)
             torch.testing.assert_close(weights, expected, rtol=1e-4, atol=5e-6, msg=lambda m, n=name: f"{n}: {m}")
 
 
-def _rank(store: str, folder: str, rank: int) -> None:
-    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-    splits = {"even": [8, 8, 8, 8], "uneven": [3, 2, 20, 7]}
+def _rank(folder: Path, rank: int) -> None:
     for name, objective in OBJECTIVES.items():
-        for split, sizes in splits.items():
+        for split, sizes in SPLITS.items():
             model = TinyModel()
             optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
             for step in range(STEPS):
@@ -158,11 +150,4 @@ def _rank(store: str, folder: str, rank: int) -> None:
                 nn.utils.clip_grad_norm_(model.parameters(), 0.05)
                 optimizer.step()
             if rank == 0:
-                torch.save({**model.state_dict(), "loss": loss.detach()}, Path(folder) / f"{name}-{split}.pt")
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
-    os._exit(0)  # all is written; PyTorch's threads have been seen to abort the interpreter's own exit
-
-
-if __name__ == "__main__":
-    _rank(sys.argv[1], sys.argv[2], int(sys.argv[3]))
+                torch.save({**model.state_dict(), "loss": loss.detach()}, folder / f"{name}-{split}.pt")

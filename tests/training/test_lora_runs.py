@@ -1,4 +1,4 @@
-"""LoRA by the command line: going on to the bit, what the run is read as, and options around it."""
+"""LoRA by the command line: resuming to the bit, loading the run as a plain model, and related options."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ def values(run_dir: Path) -> dict[str, Any]:
 
 def test_a_run_goes_on_to_the_bit_and_is_read_as_a_plain_model(laboratory: Any, tmp_path: Path) -> None:
     """Two passes, dropout of adapters, packed rows; a crash in mid-epoch."""
-    options = {**LORA, "objective": "aplot", "trainer.max_steps": 8, "checkpoint_every_n_steps": 1}
+    options = {**LORA, "objective": "aplot", "data.ood": {}, "trainer.max_steps": 6, "checkpoint_every_n_steps": 1}
     assert laboratory("fit", tmp_path / "whole", options) == 0
-    crash = [{"class_path": "tests.training.probes.Interrupt", "init_args": {"step": 5}}]
+    crash = [{"class_path": "tests.training.probes.Interrupt", "init_args": {"step": 4}}]
     with pytest.raises(MemoryError):
         laboratory("fit", tmp_path / "run", {**options, "trainer.callbacks": crash})
     assert laboratory("fit", tmp_path / "run", {**options, "ckpt_path": "last"}) == 0
@@ -136,6 +136,7 @@ def test_adapters_stay_float32_on_a_bfloat16_backbone(laboratory: Any, tmp_path:
     assert RewardModel.from_pretrained(str(tmp_path / "run")).score(ITEMS)[0] != 0
 
 
+@pytest.mark.stress
 def test_a_run_in_four_bits_goes_on_to_the_bit_and_is_exported(laboratory: Any, tmp_path: Path) -> None:
     pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
     options = {
@@ -144,11 +145,11 @@ def test_a_run_in_four_bits_goes_on_to_the_bit_and_is_exported(laboratory: Any, 
         "trainer.val_check_interval": 2,
         "data.ood": {},
         "objective": "aplot",
-        "trainer.max_steps": 6,
+        "trainer.max_steps": 3,
         "checkpoint_every_n_steps": 1,
     }
     assert laboratory("fit", tmp_path / "whole", options) == 0
-    crash = [{"class_path": "tests.training.probes.Interrupt", "init_args": {"step": 5}}]
+    crash = [{"class_path": "tests.training.probes.Interrupt", "init_args": {"step": 2}}]
     with pytest.raises(MemoryError):
         laboratory("fit", tmp_path / "run", {**options, "trainer.callbacks": crash})
     assert laboratory("fit", tmp_path / "run", {**options, "ckpt_path": "last"}) == 0

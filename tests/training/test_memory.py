@@ -23,11 +23,13 @@ def asked(code: str) -> list[float]:
     return json.loads(output)
 
 
+@pytest.mark.stress
 def test_the_peak_stays_after_the_memory_was_given_back() -> None:
     before, after = asked("a = peak(cpu); x = torch.ones(300 * 2**18); del x; print([a, peak(cpu)])")
     assert after - before == pytest.approx(300, abs=40)
 
 
+@pytest.mark.stress
 def test_a_process_does_not_begin_with_the_peak_of_the_one_that_started_it() -> None:
     held = np.ones(800 * MIB // 8)
     own = peak_memory_mib(torch.device("cpu"))

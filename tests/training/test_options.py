@@ -21,7 +21,7 @@ from aplot_lightning.training.blocks import blocks_of
 from aplot_lightning.training.optimization import build_optimizer
 from tests.runs import checkpoint, plain_trainer
 
-SHORT = {"trainer.max_steps": 4, "data.ood": {}, "checkpoint_every_n_steps": 1, "checkpoint_keep": 9}
+SHORT = {"trainer.max_steps": 2, "data.ood": {}, "trainer.limit_val_batches": 0}
 AVERAGE = "lightning.pytorch.callbacks.EMAWeightAveraging"
 
 
@@ -47,7 +47,7 @@ def test_head_and_losses_stay_float32(laboratory, tmp_path: Path, precision: str
     assert dtypes["backbone"] == (torch.bfloat16 if precision == "bf16-true" else torch.float32)
     assert f"precision: {precision}" in (run_dir / "config.yaml").read_text()
     assert RewardModel.from_pretrained(str(run_dir)).score([{"prompt": "who ?", "response": "the cat"}])[0] != 0
-    assert laboratory("fit", run_dir, {**options, "trainer.max_steps": 6, "ckpt_path": "last"}) == 0
+    assert laboratory("fit", run_dir, {**options, "trainer.max_steps": 3, "ckpt_path": "last"}) == 0
 
 
 def test_16_true_is_refused(laboratory, tmp_path: Path, capsys) -> None:
@@ -187,9 +187,10 @@ def _batch(model: RewardModelingModule) -> Any:
     return unpaired_batch(model.reward_model.encode([[{"role": "user", "content": "who ?"}]]), 0)
 
 
+@pytest.mark.stress
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # the compiler's own look
 def test_a_compiled_model_trains_as_the_plain_one(laboratory, tmp_path: Path) -> None:
-    options = {**SHORT, "trainer.max_steps": 2, "trainer.limit_val_batches": 0, "model.optimizer": "torch.optim.SGD"}
+    options = {**SHORT, "model.optimizer": "torch.optim.SGD"}
     for name, wanted in (("plain", False), ("compiled", True)):
         assert laboratory("fit", tmp_path / name, {**options, "model.compile": wanted}) == 0
     plain, compiled = (checkpoint(tmp_path / name)["state_dict"] for name in ("plain", "compiled"))
@@ -203,10 +204,18 @@ def test_a_compiled_model_trains_as_the_plain_one(laboratory, tmp_path: Path) ->
 def test_averaged_weights_select_are_kept_and_go_on_to_the_bit(laboratory, tmp_path: Path) -> None:
     """Oracle: the exponential average of the weights that the run's own checkpoints hold, step by step."""
     average = {"class_path": AVERAGE, "init_args": {"decay": 0.8, "use_buffers": False}}
-    options = {**SHORT, "objective": "aplot", "model.dropout": 0.1, "trainer.max_steps": 8}
+    options = {
+        "objective": "aplot",
+        "model.dropout": 0.1,
+        "data.ood": {},
+        "trainer.max_steps": 6,
+        "trainer.val_check_interval": 3,
+        "checkpoint_every_n_steps": 1,
+        "checkpoint_keep": 9,
+    }
     undisturbed = tmp_path / "undisturbed"
     assert laboratory("fit", undisturbed, {**options, "trainer.callbacks": [average]}) == 0
-    steps = [checkpoint(undisturbed, f"step-{step:08}") for step in range(1, 8)] + [checkpoint(undisturbed)]
+    steps = [checkpoint(undisturbed, f"step-{step:08}") for step in range(1, 6)] + [checkpoint(undisturbed)]
     key = "reward_model.head.weight"
     expected = steps[0]["current_model_state"][key]  # the first update copies
     for step in steps[1:]:
@@ -217,7 +226,7 @@ def test_averaged_weights_select_are_kept_and_go_on_to_the_bit(laboratory, tmp_p
     best = checkpoint(undisturbed, "best")
     model = RewardModel.from_pretrained(str(undisturbed))
     torch.testing.assert_close(model.head.weight.detach(), best["state_dict"][key], rtol=0, atol=0)
-    crash = {"class_path": "tests.training.probes.Interrupt", "init_args": {"step": 5}}
+    crash = {"class_path": "tests.training.probes.Interrupt", "init_args": {"step": 4}}
     with pytest.raises(MemoryError):
         laboratory("fit", tmp_path / "run", {**options, "trainer.callbacks": [average, crash]})
     assert laboratory("fit", tmp_path / "run", {**options, "trainer.callbacks": [average], "ckpt_path": "last"}) == 0
