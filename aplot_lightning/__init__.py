@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +15,6 @@ _HOMES = {
     "RewardModel": "aplot_lightning.model",
     "RewardModelingModule": "aplot_lightning.training.module",
 }
-
-if "APLOT_CHILD_OF" in os.environ:  # a child of a study, or one of its ranks: first of all, it must die with it
-    from aplot_lightning.tuning.tied import tie_to_starter
-
-    tie_to_starter()
 
 __all__ = ["PreferenceDataModule", "RewardModel", "RewardModelingModule"]
 

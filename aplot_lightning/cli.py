@@ -10,6 +10,7 @@ import re
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from inspect import signature
 from itertools import pairwise
 from pathlib import Path
 

@@ -14,3 +14,7 @@ class NotFiniteError(ValueError):
 
 class RunError(Exception):
     """A run that cannot continue, for example after a loss that is not finite: one line on stderr, exit code 1."""
+
+
+class LostRankError(RunError):
+    """Another rank of the run died or does not answer: not the fault of this rank, nor of the run's config."""

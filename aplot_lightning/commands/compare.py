@@ -39,7 +39,7 @@ def main(
         overrides: Keys of fit for every run, added to the file's, such as --overrides.trainer.max_epochs 1.
         objectives: {name: file} or a list of files; the first is the baseline.
         seeds: One run for each, such as [0, 1, 2].
-        backbones: {name: folder or hub name}, or {name: {model.backbone: ..., other keys}}; by default the configs' own.
+        backbones: {name: folder or hub name}, or {name: {model.backbone: ..., other keys}}; by default the configs'.
         label_noise: Shares of the training pairs whose labels are swapped; by default [0.0].
         train_fraction: Shares of the training comparisons to train on; by default [1.0].
         workers: Runs at a time; by default 1.

@@ -36,7 +36,7 @@ from aplot_lightning.training.quiet import quieten
 from aplot_lightning.training.record import RunRecord
 from aplot_lightning.training.strategies import check_averaging, check_strategy, prepare_strategy
 from aplot_lightning.training.trainer import RunTrainer
-from aplot_lightning.training.trial_report import TrialReport
+from aplot_lightning.training.trial_report import TrialReport, record_failure
 
 RUN_DIR_VARIABLE = "APLOT_RUN_DIR"  # ranks that Lightning launches take the run directory of the first
 WRITTEN = (FOLDER, "predictions", "plots", "diagnostics")  # folders of a run that --overwrite true replaces
@@ -308,6 +308,9 @@ def run(arguments: list[str], cli: type[AplotCLI] | None = None) -> int:
     except SystemExit as left:
         if isinstance(left.__context__, KeyboardInterrupt):  # Lightning leaves with 1
             raise KeyboardInterrupt from None
+        raise
+    except Exception as error:
+        record_failure(Path(os.environ.get(RUN_DIR_VARIABLE, "")), error)
         raise
     finally:
         unlock_runs()

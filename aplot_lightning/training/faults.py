@@ -12,7 +12,7 @@ import lightning as L
 import torch
 import torch.distributed
 
-from aplot_lightning.errors import RunError
+from aplot_lightning.errors import LostRankError, RunError
 from aplot_lightning.types import Batch
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
@@ -39,23 +39,23 @@ def told_in_one_line(trainer: L.Trainer) -> Iterator[None]:
             "that and go on by --ckpt_path last"
         ) from error
     except RuntimeError as error:
-        said = _said(trainer, str(error))
-        if said is None:
+        fault = _fault(trainer, str(error))
+        if fault is None:
             raise
-        raise RunError(said) from error
+        raise fault from error
 
 
-def _said(trainer: L.Trainer, message: str) -> str | None:
+def _fault(trainer: L.Trainer, message: str) -> RunError | None:
     if NO_MEMORY.search(message):
-        return _out_of_memory(trainer)
+        return RunError(_out_of_memory(trainer))
     worker = DEAD_WORKER.search(message)
     if worker:
-        return (
+        return RunError(
             f"step {trainer.global_step + 1}: a process that prepares batches died ({worker[0]}), often for want of "
             "memory: lower data.num_workers, and go on by --ckpt_path last"
         )
     if trainer.world_size > 1 and DEAD_RANK.search(message):
-        return (
+        return LostRankError(
             f"step {trainer.global_step + 1}: rank {trainer.global_rank} lost another rank, which died or did not "
             f"answer in time ({_shortened(message)}): look for that rank's own last lines, and go on by "
             "--ckpt_path last"

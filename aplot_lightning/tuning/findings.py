@@ -13,9 +13,9 @@ from aplot_lightning.errors import RunError
 from aplot_lightning.evaluation.report.compare import OOD_MEAN
 from aplot_lightning.evaluation.report.tables import escape, estimate_text, markdown_table, number
 from aplot_lightning.tuning.comparison import MARK
-from aplot_lightning.tuning.slots import SLOT
 from aplot_lightning.tuning.study import StudyConfig
 from aplot_lightning.tuning.study_report import PLOTS, duration, ranked
+from aplot_lightning.tuning.trial_queue import SLOT
 from aplot_lightning.tuning.verdict import Difference, Level, count, gain_sentence, selection_sentence
 
 if TYPE_CHECKING:

@@ -12,6 +12,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import yaml
@@ -39,7 +40,7 @@ def option_arguments(values: Mapping[str, Any]) -> list[str]:
 
 
 def fit_configs(arguments: Sequence[Sequence[str]], workers: int = 1) -> Iterator[dict[str, Any]]:
-    """What `fit` would run with, for each list of arguments: configs merged, defaults filled in, keys and types checked.
+    """What `fit` would run with, for each list of arguments: configs merged, defaults filled in, all keys checked.
 
     Reads them in processes forked from the fork server, so that this process imports neither torch nor Lightning.
 
@@ -86,11 +87,15 @@ def write_fit_config(path: Path, config: Mapping[str, Any], header: Sequence[str
         RunError: `fit` would read another config from the file.
     """
     comment = "".join(f"# {line}".rstrip() + "\n" for line in header)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, comment + yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
-    (read,) = fit_configs([config_arguments([path])])
+    text = comment + yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
+    with TemporaryDirectory() as folder:
+        copy = Path(folder, path.name)
+        copy.write_text(text, encoding="utf-8")
+        (read,) = fit_configs([config_arguments([copy])])
     if read != config:
-        raise RunError(f"{path}: fit reads another config from this file than the study's trials had; please report it")
+        raise RunError(f"{path}: fit would read another config from this file than the trials had; please report it")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, text)
 
 
 def is_single_process(config: Mapping[str, Any]) -> bool:

@@ -90,7 +90,9 @@ def run_jobs(work: Work[Item], launcher: Launcher, environments: Sequence[Mappin
 
     def start(slot: int, job: Job[Item]) -> None:
         variables = {**environments[slot], **job.environment}
-        running[slot] = _Running(job, launcher.start(job.arguments, log=job.log, environment=variables), time.monotonic())
+        running[slot] = _Running(
+            job, launcher.start(job.arguments, log=job.log, environment=variables), time.monotonic()
+        )
 
     with _noted_signals() as asked:
         try:

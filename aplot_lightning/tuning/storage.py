@@ -159,7 +159,9 @@ def _open_storage(location: str, requeue: Any) -> optuna.storages.BaseStorage:
     if path is not None and location.startswith(JOURNAL):
         from optuna.storages.journal import JournalFileBackend, JournalStorage
 
-        return JournalStorage(JournalFileBackend(str(path)))
+        backend = JournalFileBackend(str(path))
+        _cut_broken_line(path)
+        return JournalStorage(backend)
     logging.getLogger("alembic").setLevel(logging.ERROR)
     engine: dict[str, Any] = {"pool_pre_ping": True}
     if path is not None:
@@ -173,6 +175,21 @@ def _open_storage(location: str, requeue: Any) -> optuna.storages.BaseStorage:
             heartbeat_stale_trial_callback=requeue,
         )
     )
+
+
+def _cut_broken_line(path: Path) -> None:
+    """Removes a last line that a full disk broke off: Optuna would read it together with the next one and fail."""
+    from optuna.storages.journal import JournalFileSymlinkLock
+
+    lock = JournalFileSymlinkLock(str(path))
+    lock.acquire()
+    try:
+        with path.open("rb+") as file:
+            content = file.read()
+            if not content.endswith(b"\n"):
+                file.truncate(content.rfind(b"\n") + 1)
+    finally:
+        lock.release()
 
 
 def build_sampler(name: str, seed: int, conditional: bool) -> optuna.samplers.BaseSampler:

@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aplot_lightning.evaluation.report.tables import escape, markdown_table
-from aplot_lightning.tuning.locks import file_of
-from aplot_lightning.tuning.slots import FAILURE
-from aplot_lightning.tuning.storage import without_password
+from aplot_lightning.tuning.storage import file_of, without_password
 from aplot_lightning.tuning.study import StudyConfig
 from aplot_lightning.tuning.study_plots import complete_trials, draw_study, short_names, write_hyperparameters
 from aplot_lightning.tuning.trial import shortened
+from aplot_lightning.tuning.trial_queue import FAILURE
 
 if TYPE_CHECKING:
     import optuna

@@ -25,7 +25,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from aplot_lightning.errors import UserError
-from aplot_lightning.files import try_lock
+from aplot_lightning.files import locked, try_lock
 from aplot_lightning.tuning import storage as storage_module
 from aplot_lightning.tuning.space import same_point
 from aplot_lightning.tuning.storage import build_pruner, build_sampler, open_study, without_warnings
@@ -135,10 +135,14 @@ class TrialQueue:
 
     def claim(self) -> Claim | None:
         """Takes the next trial and draws its values. Returns None if no unclaimed trial remains."""
+        self._hold_lock()
+        with locked(self.config.folder / "claim.lock"):  # SQLite lets two processes take one waiting trial
+            self.recover()
+            return self._claim()
+
+    def _claim(self) -> Claim | None:
         import optuna
 
-        self._hold_lock()
-        self.recover()
         while (slot := self._next_slot()) is not None:
             with without_warnings():
                 # the seed depends on the slot alone, so that the values do not depend on which process draws them
@@ -172,7 +176,7 @@ class TrialQueue:
         return None
 
     def _is_duplicate(self, number: int, slot: str) -> bool:
-        """Whether an earlier trial of the slot runs, waits or is finished: two processes may queue a slot at once."""
+        """Whether an earlier trial of the slot runs, waits or is finished: two machines may queue a slot at once."""
         from optuna.trial import TrialState
 
         return any(
@@ -246,9 +250,7 @@ class TrialQueue:
             return
         study_id = self.storage.get_study_id_from_name(self.config.study)
         for claim in claims:
-            self.storage.record_heartbeat(
-                self.storage.get_trial_id_from_study_id_trial_number(study_id, claim.number)
-            )
+            self.storage.record_heartbeat(self.storage.get_trial_id_from_study_id_trial_number(study_id, claim.number))
         self._next_heartbeat = time.monotonic() + storage_module.HEARTBEAT
 
     # Results

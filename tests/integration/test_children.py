@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 import torch
+from aplot_lightning.tuning.launch import open_launcher
 
 from aplot_lightning import RewardModel
 from aplot_lightning.errors import UserError
-from aplot_lightning.tuning.launch import open_launcher
 from tests.processes import living, wait_until
 from tests.runs import checkpoint
 

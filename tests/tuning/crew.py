@@ -19,15 +19,15 @@ TRIAL = Path(__file__).with_name("tiny_trial.py")
 
 def work(file: str) -> int:
     """Runs the study's trials until none is left, as `tune` does."""
-    from aplot_lightning.tuning.launch import PlainLauncher
-    from aplot_lightning.tuning.slots import Slots
+    from aplot_lightning.tuning.processes import Launcher
     from aplot_lightning.tuning.study import read_study
+    from aplot_lightning.tuning.study_runner import StudyRunner
     from aplot_lightning.tuning.trial import TrialRuns
-    from aplot_lightning.tuning.workers import Workers
+    from aplot_lightning.tuning.trial_queue import TrialQueue
 
     config = read_study(file)
-    with PlainLauncher([sys.executable, "-S", str(TRIAL)]) as launcher:
-        Workers(Slots(config, {}), TrialRuns(config, {}), launcher, say).run()
+    with Launcher(program=[sys.executable, "-S", str(TRIAL)]) as launcher:
+        StudyRunner(TrialQueue(config, {}), TrialRuns(config, {}), say).run(launcher)
     return 0
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-STORAGES = ("sqlite", "journal", "postgres")
+STORAGES = ("sqlite", "journal", pytest.param("postgres", marks=pytest.mark.stress))
 
 
 def location(kind: str, folder: Path) -> str:

@@ -12,9 +12,9 @@ import pytest
 import yaml
 
 from aplot_lightning.errors import RunError, UserError
-from aplot_lightning.tuning.comparison import Comparison, Task, check_words, duration, tasks_of
+from aplot_lightning.tuning.comparison import Comparison, Task, check_cells, duration, tasks_of
 from aplot_lightning.tuning.grid import Grid, read_grid
-from aplot_lightning.tuning.launch import PlainLauncher
+from aplot_lightning.tuning.processes import Launcher
 from tests.processes import wait_until
 
 TINY = [sys.executable, str(Path(__file__).with_name("tiny_fit.py"))]
@@ -40,7 +40,7 @@ def grid(objectives: Mapping[str, str], **changes: Any) -> Grid:
 def run(comparison: Grid) -> tuple[list[Task], list[str]]:
     """Runs what is missing; all tasks and what was said."""
     tasks, said = tasks_of(comparison), []
-    with PlainLauncher(TINY) as launcher:
+    with Launcher(program=TINY) as launcher:
         Comparison(tasks, comparison.workers, said.append).run(launcher)
     return tasks, said
 
@@ -82,9 +82,9 @@ def test_another_config_runs_anew_and_a_longer_list_only_what_is_new(folder: Pat
     Path("base.yaml").write_text("# only a comment\nmodel: {}\n")
     assert states(wider)[:2] == ["done", "done"]
     changed = grid({"a": "ok", "b": "ok"}, overrides={"trainer.max_epochs": 2})
-    assert states(changed) == ["anew", "anew"]
+    assert states(changed) == ["again", "again"]
     tasks, said = run(changed)
-    assert "a seed 0: runs/x/a/seed0 holds a run of another config or data; it is run anew" in said
+    assert "a seed 0: runs/x/a/seed0 holds a run of another config or data; it is run again" in said
     (words,) = starts(tasks[0])
     assert words[-2:] == ["--overwrite", "true"]
     assert states(changed) == ["done", "done"]
@@ -95,9 +95,9 @@ def test_a_run_without_our_mark_or_without_its_figures_is_not_taken_for_done(fol
     tasks, _ = run(comparison)
     (tasks[0].cell.run_dir / "cell.json").write_text("{ torn")
     (tasks[1].cell.run_dir / "metrics.json").unlink()
-    assert states(comparison) == ["anew", "go on", "done"]
+    assert states(comparison) == ["again", "resume", "done"]
     (tasks[1].cell.run_dir / "checkpoints" / "last.ckpt").unlink()
-    assert states(comparison) == ["anew", "new", "done"]
+    assert states(comparison) == ["again", "new", "done"]
 
 
 @pytest.mark.parametrize(
@@ -125,14 +125,14 @@ def test_three_failures_in_a_row_stop_it_and_what_runs_saves_itself(folder: Path
         {"slow": "slow", "a": "fail", "b": "ok", "c": "fail", "d": "fail", "e": "fail", "f": "ok"}, workers=2
     )
     tasks, said = tasks_of(comparison), []
-    with PlainLauncher(TINY) as launcher, pytest.raises(RunError) as error:
+    with Launcher(program=TINY) as launcher, pytest.raises(RunError) as error:
         Comparison(tasks, comparison.workers, said.append).run(launcher)
     assert str(error.value) == (
         "3 cells in a row failed, the last of them, e seed 0, with: it is meant to fail (log: runs/x/e/seed0/log.txt); "
-        "mend that and run compare again to go on"
+        "fix that and run the same command again to resume"
     )
     assert len(said) == 5
-    assert states(comparison) == ["go on", "go on", "done", "go on", "go on", "go on", "new"]
+    assert states(comparison) == ["resume", "resume", "done", "resume", "resume", "resume", "new"]
 
 
 def test_an_interrupted_comparison_goes_on(folder: Path) -> None:
@@ -146,9 +146,9 @@ def test_an_interrupted_comparison_goes_on(folder: Path) -> None:
         wait_until(lambda: len(list(folder.rglob("ready"))) == 2)
         raise Asked
 
-    with PlainLauncher(TINY) as launcher, pytest.raises(Asked):
+    with Launcher(program=TINY) as launcher, pytest.raises(Asked):
         Comparison(tasks, 3, interrupt).run(launcher)
-    assert states(comparison) == ["go on", "done", "done"]  # one was ready when it was asked to stop
+    assert states(comparison) == ["resume", "done", "done"]  # one was ready when it was asked to stop
     tasks, _ = run(comparison)
     assert [len(starts(task)) for task in tasks] == [2, 1, 1]
     assert states(comparison) == ["done", "done", "done"]
@@ -156,15 +156,14 @@ def test_an_interrupted_comparison_goes_on(folder: Path) -> None:
 
 def test_a_wrong_key_is_said_before_the_first_run(folder: Path) -> None:
     """Of every objective and setting one cell is read by fit itself, those that are done are not."""
-    real = grid({"a": "ok", "b": "ok"}, overrides={"trainer.max_epoch": 1})
-    with PlainLauncher() as launcher, pytest.raises(UserError, match=r"^a: .*trainer.max_epoch") as error:
-        check_words(tasks_of(real)[:1], folder, launcher, 1)
+    wrong = grid({"a": "ok", "b": "ok"}, overrides={"trainer.max_epoch": 1})
+    with pytest.raises(UserError, match=r"^a: .*trainer.max_epoch") as error:
+        check_cells(tasks_of(wrong)[:1], 1)
     assert "\n" not in str(error.value)
-    assert not list(folder.glob("check-*"))
-    with PlainLauncher(TINY) as launcher:
-        done, _ = run(grid({"a": "ok", "b": "refuse"}))
-        done[1].state = "done"
-        check_words(done, folder, launcher, 1)
+    done = tasks_of(wrong)
+    for task in done:
+        task.state = "done"
+    assert check_cells(done, 1)
 
 
 def test_a_worker_has_its_own_threads_and_device(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from aplot_lightning.errors import UserError
-from aplot_lightning.tuning.content import cell_digest, merge, merged_config
+from aplot_lightning.tuning.config_digest import cell_digest, merge, merged_config
 from aplot_lightning.tuning.grid import Cell, Setting
 
 LINK = {"class_path": "aplot_lightning.objectives.Logistic"}
@@ -81,11 +81,11 @@ def test_neither_the_place_of_the_checkout_nor_how_configs_are_written_counts(
     ],
 )
 def test_what_a_result_follows_from_counts(checkout: Path, change: Callable[[], None]) -> None:
-    from aplot_lightning.tuning import content
+    from aplot_lightning.tuning import config_digest
 
     before = cell_digest(cell())
     change()
-    for kept in (content._data_digest, content.model_digest, content._parsed):
+    for kept in (config_digest._data_digest, config_digest.model_digest, config_digest._parsed):
         kept.cache_clear()  # of a process of its own
     assert cell_digest(cell()) != before
 
@@ -121,13 +121,13 @@ def test_a_hub_name_and_a_class_stand_for_themselves(checkout: Path) -> None:
 
 
 def test_a_large_models_file_is_read_in_places(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from aplot_lightning.tuning import content
+    from aplot_lightning.tuning import config_digest
 
-    monkeypatch.setattr(content, "SAMPLED", 100)
+    monkeypatch.setattr(config_digest, "SAMPLED", 100)
     digests = set()
     for first, last, size in ((b"a", b"b", 200), (b"c", b"b", 200), (b"a", b"d", 200), (b"a", b"b", 201)):
         Path("backbone/model.safetensors").write_bytes(first + b"-" * (size - 2) + last)
-        content.model_digest.cache_clear()
+        config_digest.model_digest.cache_clear()
         digests.add(cell_digest(cell()))
     assert len(digests) == 4
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from aplot_lightning.tuning.overrides import look_up, nested
+from aplot_lightning.tuning.config_keys import look_up, nested
 
 BASE = {
     "model": {

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,22 +16,15 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from aplot_lightning.errors import RunError
 from aplot_lightning.tuning.confirmation import _task
+from aplot_lightning.tuning.fit_config import fit_configs
 from aplot_lightning.tuning.grid import Cell, Setting
-from aplot_lightning.tuning.launch import Launcher, open_launcher
 from aplot_lightning.tuning.selection import finish, fresh_seeds
 from aplot_lightning.tuning.study import Baseline, Confirm, StudyConfig
-from aplot_lightning.tuning.whole_config import whole_config
 from tests.conftest import Laboratory
 from tests.tuning.hand import FACTOR, OBJECTIVES, complete, failed, hand_study, point, pruned, study_config
 
 SHORT = {"trainer.max_steps": 4, "trainer.val_check_interval": 2}
 GROUPS, SEEDS = ("bt", "chosen"), (6, 7)
-
-
-@pytest.fixture(scope="module")
-def launcher() -> Iterator[Launcher]:
-    with open_launcher(preload=True) as opened:
-        yield opened
 
 
 @dataclass
@@ -47,7 +39,7 @@ class Finished:
 
 
 @pytest.fixture(scope="module")
-def finished(laboratory: Laboratory, launcher: Launcher, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+def finished(laboratory: Laboratory, tmp_path_factory: pytest.TempPathFactory) -> Finished:
     """A study of seed 5 whose best trial is its third; BT was a trial too, by hand."""
     folder = tmp_path_factory.mktemp("study")
     baselines = {"bt": Baseline(configs=[str(OBJECTIVES / "bt.yaml")])}
@@ -56,17 +48,23 @@ def finished(laboratory: Laboratory, launcher: Launcher, tmp_path_factory: pytes
     )
     trials = [complete(0.6, slot="baseline:bt"), complete(0.65), complete(0.9, share=0.75, factor=1.0), pruned(0.4)]
     study = hand_study(config, [*trials, failed("aplot: the loss is nan")])
-    path = finish(config, study, launcher, workers=2)
+    path = finish(config, study, workers=2)
     return Finished(config, study, folder, path.read_text(encoding="utf-8"))
 
 
 def test_best_yaml_is_one_whole_config_of_the_best_trial(finished: Finished, laboratory: Laboratory) -> None:
     path = finished.folder / "best.yaml"
-    words = ["--config", laboratory.config, "--config", str(OBJECTIVES / "aplot.yaml"), "--seed_everything", "5"]
-    words += ["--model.objective.margin.similarity_weight", "0.75", "--model.objective.margin.reward_weight", "0.25"]
-    words += [f"--{FACTOR}", "1.0", "--model.learning_rate", "0.003"]
-    expected = whole_config([*words, *(f"--{key}={value}" for key, value in SHORT.items())])
-    assert whole_config(["--config", str(path)]) == expected
+    arguments = ["--config", laboratory.config, "--config", str(OBJECTIVES / "aplot.yaml"), "--seed_everything", "5"]
+    arguments += [
+        "--model.objective.margin.similarity_weight",
+        "0.75",
+        "--model.objective.margin.reward_weight",
+        "0.25",
+    ]
+    arguments += [f"--{FACTOR}", "1.0", "--model.learning_rate", "0.003"]
+    arguments += [f"--{key}={value}" for key, value in SHORT.items()]
+    expected, written = fit_configs([arguments, ["--config", str(path)]])
+    assert written == expected
     text = path.read_text(encoding="utf-8")
     assert text.startswith("# The best of study hand: trial 2, validation/accuracy 0.9000.\n# Trials: 3 complete, ")
     assert re.search(r"^# share: 0\.75$", text, re.MULTILINE)
@@ -148,9 +146,7 @@ def test_all_of_the_comparison_is_beside_the_report(finished: Finished) -> None:
     assert "trained with the seeds 6, 7, which no trial had" in finished.report
 
 
-def test_a_run_that_was_cut_off_goes_on_and_those_that_are_done_are_left_alone(
-    finished: Finished, launcher: Launcher
-) -> None:
+def test_a_run_that_was_cut_off_goes_on_and_those_that_are_done_are_left_alone(finished: Finished) -> None:
     cut_off = finished.run("chosen", 7)
     before = json.loads((cut_off / "metrics.json").read_text())
     others = [finished.run(group, seed) / "metrics.json" for group in GROUPS for seed in SEEDS][:-1]
@@ -158,7 +154,7 @@ def test_a_run_that_was_cut_off_goes_on_and_those_that_are_done_are_left_alone(
     mark = json.loads((cut_off / "cell.json").read_text())
     (cut_off / "cell.json").write_text(json.dumps({**mark, "state": "running"}))
     (cut_off / "metrics.json").unlink()
-    report = finish(finished.config, finished.study, launcher)
+    report = finish(finished.config, finished.study)
     assert [path.stat().st_mtime_ns for path in others] == times
     after = json.loads((cut_off / "metrics.json").read_text())
     assert {name: after[name] for name in ("validation", "id", "ood")} == {
@@ -181,7 +177,7 @@ def test_a_run_of_another_config_is_removed_before_anything_could_go_on_from_it(
 
 
 def test_a_baseline_that_cannot_be_trained_is_one_line_and_the_others_are_kept(
-    finished: Finished, launcher: Launcher, tmp_path: Path
+    finished: Finished, tmp_path: Path
 ) -> None:
     broken = tmp_path / "broken.yaml"
     broken.write_text(yaml.safe_dump({"model": {"backbone": str(tmp_path / "nowhere")}}))
@@ -191,19 +187,17 @@ def test_a_baseline_that_cannot_be_trained_is_one_line_and_the_others_are_kept(
         confirm=Confirm(seeds=1),
     )  # fmt: skip
     with pytest.raises(RunError, match=r"^confirmation: broken seed 6 failed: .*nowhere.*run tune again") as caught:
-        finish(config, finished.study, launcher)
+        finish(config, finished.study)
     assert "\n" not in str(caught.value)
 
 
-def test_a_baseline_whose_config_was_chosen_is_not_trained_twice(
-    finished: Finished, launcher: Launcher, laboratory: Laboratory
-) -> None:
+def test_a_baseline_whose_config_was_chosen_is_not_trained_twice(finished: Finished, laboratory: Laboratory) -> None:
     twin = Baseline(values=point(share=0.75, factor=1.0))
     config = study_config(
         finished.folder, laboratory.config, first_seed=5, overrides=SHORT,
         baselines={**finished.config.baselines, "twin": twin}, confirm=Confirm(seeds=1),
     )  # fmt: skip
-    report = finish(config, finished.study, launcher).read_text()
+    report = finish(config, finished.study).read_text()
     assert "**What was chosen is the config of twin itself: no other trial was better.**" in report
     assert cells(report, "chosen | 2")[3::2] == cells(report, "twin | -")[3::2]
     # the same config and seed as the run that stood under its own name
@@ -239,10 +233,8 @@ def test_without_a_confirmation_the_report_says_that_the_value_is_optimistic(
     assert "optimistic" in report
     assert not (tmp_path / "confirm").exists()
     assert "trial 1, validation/accuracy 0.6000" in report
-    assert (
-        whole_config(["--config", str(tmp_path / "best.yaml")])["model"]["learning_rate"]
-        == point()["model.learning_rate"]
-    )
+    (best,) = fit_configs([["--config", str(tmp_path / "best.yaml")]])
+    assert best["model"]["learning_rate"] == point()["model.learning_rate"]
 
 
 def test_a_study_without_a_complete_trial_is_one_line(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import optuna
 import pytest
 
 from aplot_lightning.errors import UserError
-from aplot_lightning.tuning.overrides import look_up
+from aplot_lightning.tuning.config_keys import look_up
 from aplot_lightning.tuning.space import SearchSpace, same_point
 
 MARGIN = "model.objective.margin"

@@ -9,8 +9,9 @@ import pytest
 
 from aplot_lightning.errors import UserError
 from aplot_lightning.evaluation.metrics import summarise_set
+from aplot_lightning.evaluation.monitor import LOWER_IS_BETTER, METRICS
 from aplot_lightning.training import checkpoints
-from aplot_lightning.tuning.study import LOWER_IS_BETTER, METRICS, read_study
+from aplot_lightning.tuning.study import read_study
 from tests.tuning.studies import study_file
 
 SHIPPED = Path(__file__).parents[2] / "studies" / "cost_weights.yaml"
@@ -68,7 +69,7 @@ def test_journals_and_databases_have_a_place_whatever_the_working_directory(
         ({"monitor": "ood/hard/accuracy"}, "may not select: test sets"),
         ({"monitor": "ood_mean/accuracy"}, "may not select: test sets"),
         ({"monitor": "validation/acuracy"}, "there is no metric 'acuracy'; choose from accuracy"),
-        ({"storage": "mysql://host/db"}, "storage: 'mysql://host/db' is none"),
+        ({"storage": "mysql://host/db"}, "storage: 'mysql://host/db' is not supported"),
         ({"storage": "redis://u:secret@host"}, r"u:\*\*\*@host"),
         ({"overrides": {"monitor": "id/accuracy"}}, "overrides: monitor follows from the study's own key monitor"),
         ({"overrides": {"run_dir": "x"}}, "overrides: run_dir follows from"),
@@ -78,7 +79,7 @@ def test_journals_and_databases_have_a_place_whatever_the_working_directory(
         ({"devices": []}, "devices: the list is empty"),
         ({"devices": ["gpu"]}, "devices: 'gpu' is no CUDA device"),
         ({"confirm": {"seeds": -1}}, r"confirm\.seeds: -1 is less than 0"),
-        ({"pruner": "early"}, "pruner: 'early' is none: median, hyperband"),
+        ({"pruner": "early"}, "pruner: 'early' is unknown; use median, hyperband"),
         ({"pruner": {"class_path": "PercentilePruner"}}, "pruner: PercentilePruner: .*percentile"),
     ],
 )

@@ -14,10 +14,9 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from aplot_lightning.tuning import slots as module
-from aplot_lightning.tuning.owners import is_gone, this_process
-from aplot_lightning.tuning.slots import DIED, FAILURE, OWNER, SLOT, STOPPED, Slots, planned_slots
+from aplot_lightning.errors import UserError
 from aplot_lightning.tuning.study import StudyConfig, read_study
+from aplot_lightning.tuning.trial_queue import FAILURE, SLOT, WORKER, TrialQueue, check_same_study, planned_slots
 from tests.tuning.studies import STORAGES, location, study_file
 
 ROOT = Path(__file__).parents[2]
@@ -34,7 +33,7 @@ def study(folder: Path, **keys: Any) -> StudyConfig:
     return read_study(study_file(folder, **keys))
 
 
-def states(slots: Slots) -> list[str]:
+def states(slots: TrialQueue) -> list[str]:
     return [trial.state.name for trial in slots.trials()]
 
 
@@ -61,7 +60,7 @@ def test_two_processes_never_get_the_same_trial_nor_one_too_many(storage: str, t
     claimed: list[Any] = []
 
     def work() -> None:
-        own = Slots(config, {})
+        own = TrialQueue(config, {})
         while (claim := own.claim()) is not None:
             claimed.append(claim)
             own.finish(claim, claim.values["tiny.x"])
@@ -73,7 +72,7 @@ def test_two_processes_never_get_the_same_trial_nor_one_too_many(storage: str, t
         thread.join()
     assert sorted(claim.values["tiny.x"] for claim in claimed) == [i / 12 for i in range(12)]
     assert len({claim.number for claim in claimed}) == 12
-    slots = Slots(config, {})
+    slots = TrialQueue(config, {})
     assert states(slots) == ["COMPLETE"] * 12
     assert slots.progress().finished == 12
     assert slots.progress().is_over
@@ -81,11 +80,11 @@ def test_two_processes_never_get_the_same_trial_nor_one_too_many(storage: str, t
 
 
 @pytest.mark.parametrize("sampler", ["random", "tpe", "gp"])
-def test_values_do_not_depend_on_who_draws_them(sampler: str, tmp_path: Path) -> None:
+def test_values_do_not_depend_on_the_process_that_draws_them(sampler: str, tmp_path: Path) -> None:
     drawn = []
     for name, processes in (("one", 1), ("two", 2)):
         config = study(tmp_path, sampler=sampler, trials=12, storage=f"journal:{tmp_path / name}")
-        own = [Slots(config, {}) for _ in range(processes)]
+        own = [TrialQueue(config, {}) for _ in range(processes)]
         values = []
         for i in range(12):
             claim = own[i % processes].claim()
@@ -98,75 +97,85 @@ def test_values_do_not_depend_on_who_draws_them(sampler: str, tmp_path: Path) ->
     assert len({value["tiny.x"] for value in drawn[0]}) == 12
 
 
-def test_what_the_dead_left_is_tried_again_with_the_same_values(storage: str, tmp_path: Path) -> None:
-    config = study(tmp_path, sampler="random", trials=2, storage=storage)
-    code = (
-        "import sys; from aplot_lightning.tuning.slots import Slots;"
-        "from aplot_lightning.tuning.study import read_study;"
-        "print(Slots(read_study(sys.argv[1]), {}).claim().values['tiny.x'])"
-    )
+def test_a_dead_process_trials_are_run_again_with_the_same_values(storage: str, tmp_path: Path) -> None:
     file = study_file(tmp_path, sampler="random", trials=2, storage=storage)
-    told = subprocess.run([sys.executable, "-c", code, str(file)], capture_output=True, text=True, cwd=ROOT, check=True)
-    slots = Slots(config, {})
-    assert states(slots) == ["RUNNING", "WAITING"]
-    other = slots.claim()
-    assert other is not None
-    assert states(slots) == ["FAIL", "RUNNING", "WAITING"]
-    again = slots.claim()
+    code = (
+        "import os, sys; from aplot_lightning.tuning.trial_queue import TrialQueue;"
+        "from aplot_lightning.tuning.study import read_study;"
+        "print(TrialQueue(read_study(sys.argv[1]), {}).claim().values['tiny.x'], flush=True); os._exit(1)"
+    )
+    dead = subprocess.run([sys.executable, "-c", code, str(file)], capture_output=True, text=True, cwd=ROOT)
+    queue = TrialQueue(read_study(file), {})
+    assert states(queue) == ["RUNNING"]
+    again, other = queue.claim(), queue.claim()
+    assert states(queue) == ["FAIL", "RUNNING", "RUNNING"]
     assert again is not None
-    assert again.values == {"tiny.x": float(told.stdout)}
+    assert other is not None
+    assert again.values == {"tiny.x": float(dead.stdout)}
     assert other.values != again.values
-    assert slots.claim() is None
-    assert slots.progress().running == 2
+    assert queue.claim() is None
+    assert queue.progress().running == 2
 
 
-def test_a_trial_without_an_owner_died_in_being_taken(storage: str, tmp_path: Path) -> None:
-    slots = Slots(study(tmp_path, trials=1, storage=storage), {})
-    slots.put_in_order()
-    waiting = slots.trials()[0]
-    assert slots.storage.set_trial_state_values(waiting._trial_id, TrialState.RUNNING)
-    claim = slots.claim()
+def test_a_living_process_keeps_its_trials(storage: str, tmp_path: Path) -> None:
+    config = study(tmp_path, trials=1, storage=storage)
+    mine, others = TrialQueue(config, {}), TrialQueue(config, {})
+    claim = mine.claim()
     assert claim is not None
-    assert claim.number == 1
-    assert states(slots) == ["FAIL", "RUNNING"]
+    assert others.claim() is None
+    assert others.running_elsewhere() == [f"trial 0 on {mine.worker['host']}, process {os.getpid()}"]
+    mine.close()
 
 
-def test_a_slot_whose_trial_failed_but_was_not_queued_again_is_not_lost(storage: str, tmp_path: Path) -> None:
-    slots = Slots(study(tmp_path, sampler="grid", space=GRID, storage=storage), {})
-    claim = slots.claim()
-    assert claim is not None
-    slots.storage.set_trial_state_values(claim.trial_id, TrialState.FAIL)  # and killed here
-    slots.put_in_order()
-    waiting = [trial for trial in slots.trials() if trial.state is TrialState.WAITING]
-    assert sorted(trial.user_attrs[SLOT] for trial in waiting) == sorted(slots.planned)
-
-
-def test_other_machines_trials_are_left_until_their_heartbeat_is_too_old(
+def test_another_machines_trial_comes_back_when_its_heartbeat_is_too_old(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("aplot_lightning.tuning.storage.HEARTBEAT", 1)
     monkeypatch.setattr("aplot_lightning.tuning.storage.GRACE", 1)
-    elsewhere = {**this_process(), "host": "elsewhere", "identity": "1 1", "pid": 1}
-    monkeypatch.setattr(module, "this_process", lambda: elsewhere)
     config = study(tmp_path, trials=1)
-    slots = Slots(config, {})
-    claim = slots.claim()
+    elsewhere, queue = TrialQueue(config, {}), TrialQueue(config, {})
+    claim = elsewhere.claim()
     assert claim is not None
-    assert slots.claim() is None
-    assert states(slots) == ["RUNNING"]
+    (tmp_path / "study" / "workers" / elsewhere.worker["lock"]).unlink()  # of another machine
+    assert queue.claim() is None
     threading.Event().wait(2.5)
-    again = slots.claim()
+    again = queue.claim()
     assert again is not None
     assert again.values == claim.values
-    assert states(slots) == ["FAIL", "RUNNING"]
-    # the machine was only asleep: what it tells counts no more
-    assert not slots.finish(claim, 0.5)
-    assert slots.finish(again, 0.5)
-    assert states(slots) == ["FAIL", "COMPLETE"]
+    assert states(queue) == ["FAIL", "RUNNING"]
+    # the machine was only asleep: its result no longer counts
+    assert not elsewhere.finish(claim, 0.5)
+    assert queue.finish(again, 0.5)
+    assert states(queue) == ["FAIL", "COMPLETE"]
+
+
+def test_a_trial_that_died_before_its_process_wrote_its_name_comes_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aplot_lightning.tuning.storage.GRACE", 1)
+    queue = TrialQueue(study(tmp_path, trials=1, storage=location("journal", tmp_path)), {})
+    queue.study.enqueue_trial({}, user_attrs={SLOT: "sample:0"})
+    queue.study.ask()  # and killed here
+    assert queue.claim() is None
+    threading.Event().wait(1.2)
+    assert queue.claim() is not None
+    assert states(queue) == ["FAIL", "RUNNING"]
+
+
+def test_two_trials_of_one_slot_count_once(tmp_path: Path) -> None:
+    queue = TrialQueue(study(tmp_path, sampler="grid", space=GRID, trials=2), {})
+    for _ in range(2):  # as two processes do that queue at the same moment
+        slot, point = next(iter(queue.planned.items()))
+        queue.study.enqueue_trial(point, user_attrs={SLOT: slot})
+    first, second = queue.claim(), queue.claim()
+    assert first is not None
+    assert second is not None
+    assert first.slot != second.slot
+    assert queue.claim() is None
 
 
 def test_a_failed_point_is_given_up_and_a_failed_sample_is_drawn_anew(storage: str, tmp_path: Path) -> None:
-    grid = Slots(study(tmp_path, study="grid", sampler="grid", space=GRID, trials=2, storage=storage), {})
+    grid = TrialQueue(study(tmp_path, study="grid", sampler="grid", space=GRID, trials=2, storage=storage), {})
     claim = grid.claim()
     assert claim is not None
     grid.fail(claim, "a line\nthe reason")
@@ -176,13 +185,13 @@ def test_a_failed_point_is_given_up_and_a_failed_sample_is_drawn_anew(storage: s
     grid.finish(other, 0.5)
     assert (grid.progress().failed, grid.progress().is_over) == (1, True)
     assert grid.trials()[0].user_attrs[FAILURE] == "a line\nthe reason"
-    # who starts the command again has mended the cause
-    again = Slots(grid.config, {})
+    # who runs the command again has fixed the cause
+    again = TrialQueue(grid.config, {})
     repeated = again.claim()
     assert repeated is not None
     assert repeated.values == claim.values
 
-    sample = Slots(study(tmp_path, study="sample", sampler="random", trials=1, storage=storage), {})
+    sample = TrialQueue(study(tmp_path, study="sample", sampler="random", trials=1, storage=storage), {})
     first = sample.claim()
     assert first is not None
     sample.fail(first, "reason")
@@ -193,36 +202,37 @@ def test_a_failed_point_is_given_up_and_a_failed_sample_is_drawn_anew(storage: s
 
 def test_failures_in_a_row_are_only_those_after_the_last_success_and_since_the_start(tmp_path: Path) -> None:
     config = study(tmp_path, sampler="random", trials=5)
-    slots = Slots(config, {})
+    slots = TrialQueue(config, {})
     for fails in (True, False, True, True):
         claim = slots.claim()
         assert claim is not None
         slots.fail(claim, "reason") if fails else slots.finish(claim, 0.5)
     claim = slots.claim()
     assert claim is not None
-    slots.release(claim, STOPPED)  # neither failed nor ended well
+    slots.give_back(claim)  # neither failed nor complete
     assert [trial.number for trial in slots.failures_in_a_row()] == [2, 3] or len(slots.failures_in_a_row()) == 2
-    assert Slots(config, {}).failures_in_a_row() == []
+    assert TrialQueue(config, {}).failures_in_a_row() == []
 
 
-def test_released_trials_come_back_and_deaths_are_counted(storage: str, tmp_path: Path) -> None:
-    slots = Slots(study(tmp_path, trials=1, storage=storage), {})
-    values = []
-    for why in (STOPPED, DIED, DIED):
-        claim = slots.claim()
+def test_trials_that_are_given_back_keep_their_values_and_their_deaths(storage: str, tmp_path: Path) -> None:
+    queue = TrialQueue(study(tmp_path, trials=1, storage=storage), {})
+    values, deaths = [], []
+    for died in (False, True, True, False):
+        claim = queue.claim()
         assert claim is not None
         values.append(claim.values)
-        slots.release(claim, why)
-    assert slots.deaths("sample:0") == 2
-    assert values[0] == values[1] == values[2]
-    assert slots.progress().left == 1
+        deaths.append(queue.deaths(claim))
+        queue.give_back(claim, died=died)
+    assert deaths == [0, 0, 1, 2]
+    assert all(each == values[0] for each in values)
+    assert queue.progress().left == 1
 
 
 def test_pruned_trials_count_and_keep_their_last_report(storage: str, tmp_path: Path) -> None:
-    slots = Slots(study(tmp_path, trials=1, storage=storage), {})
+    slots = TrialQueue(study(tmp_path, trials=1, storage=storage), {})
     claim = slots.claim()
     assert claim is not None
-    slots.storage.set_trial_intermediate_value(claim.trial_id, 1, 0.25)
+    claim.trial.report(0.25, 1)
     slots.finish(claim, None)
     trial = slots.trials()[0]
     assert (trial.state, trial.value) == (TrialState.PRUNED, 0.25)
@@ -232,7 +242,7 @@ def test_pruned_trials_count_and_keep_their_last_report(storage: str, tmp_path: 
 
 def test_more_trials_are_added_and_fewer_end_the_study(tmp_path: Path) -> None:
     def run(trials: int) -> list[dict[str, Any]]:
-        slots = Slots(study(tmp_path, sampler="random", trials=trials), {})
+        slots = TrialQueue(study(tmp_path, sampler="random", trials=trials), {})
         while (claim := slots.claim()) is not None:
             slots.finish(claim, 0.5)
         return [trial.params for trial in slots.trials() if trial.state is TrialState.COMPLETE]
@@ -243,20 +253,19 @@ def test_more_trials_are_added_and_fewer_end_the_study(tmp_path: Path) -> None:
     assert len(run(2)) == 5
 
 
-def test_a_process_is_gone_when_its_id_is_anothers() -> None:
-    here = this_process()
-    assert not is_gone(here)
-    assert is_gone(None)
-    assert is_gone({**here, "identity": f"{os.getpid()} 1"})
-    assert is_gone({**here, "boot": "another"})
-    assert not is_gone({**here, "host": "elsewhere", "identity": "1 1"})
-    assert not is_gone({**here, "processes": "pid:[1]", "identity": "1 1"})
-    ended = subprocess.Popen([sys.executable, "-c", ""])
-    ended.wait()
-    assert is_gone({**here, "pid": ended.pid, "identity": f"{ended.pid} 5"})
+def test_a_study_of_another_space_or_base_is_refused(tmp_path: Path) -> None:
+    config = study(tmp_path)
+    queue = TrialQueue(config, {})
+    check_same_study(config, queue.study, {"model": {"dropout": 0.0}})
+    check_same_study(study(tmp_path, trials=3, sampler="random"), queue.study, {"model": {"dropout": 0.0}})
+    with pytest.raises(UserError, match=r"differs in base.model.dropout"):
+        check_same_study(config, queue.study, {"model": {"dropout": 0.1}})
+    with pytest.raises(UserError, match=r"differs in space.tiny.x"):
+        check_same_study(study(tmp_path, space={"tiny.x": {"int": [0, 1]}}), queue.study, {"model": {"dropout": 0.0}})
 
 
-def test_every_point_is_finished_once_whoever_is_killed(storage: str, tmp_path: Path) -> None:
+@pytest.mark.stress
+def test_every_point_is_finished_once_when_processes_are_killed(storage: str, tmp_path: Path) -> None:
     sleep = {"tiny.sleep": 1.3}  # twelve of them on four workers outlast twelve kills, on any machine
     keys = {"sampler": "grid", "space": GRID, "storage": storage, "workers": 2, "overrides": sleep}
     file = study_file(tmp_path, **keys)
@@ -269,11 +278,11 @@ def test_every_point_is_finished_once_whoever_is_killed(storage: str, tmp_path: 
     )
     assert told.returncode == 0, told.stderr[-2000:]
     assert json.loads(told.stdout.splitlines()[-1]) < KILLS
-    slots = Slots(read_study(file), {})
+    slots = TrialQueue(read_study(file), {})
     done = [trial for trial in slots.trials() if trial.state is TrialState.COMPLETE]
-    assert sorted(trial.params["tiny.x"] for trial in done) == [i / 12 for i in range(12)]
+    assert len({trial.user_attrs[SLOT] for trial in done}) == len(done) == 12
     assert all(trial.value == 1 - (trial.params["tiny.x"] - 0.3) ** 2 for trial in done)
     assert {trial.state for trial in slots.trials()} <= {TrialState.COMPLETE, TrialState.FAIL}
     assert not any(FAILURE in trial.user_attrs for trial in slots.trials())
-    assert all(OWNER in trial.user_attrs for trial in done)
+    assert all(WORKER in trial.user_attrs for trial in done)
     assert optuna.load_study(study_name="tiny", storage=slots.storage).best_value == slots.best().value
