@@ -1,9 +1,9 @@
-"""Exported runs, scored by Transformers alone in padded batches and by `aplot score`: how far apart they are.
+"""Exported runs: the difference between Transformers alone, in padded batches, and `aplot score`.
 
     python benchmarks/export.py --data PAIRS.jsonl.gz RUN [RUN ...] [--texts 200] [--python OTHER/bin/python]
 
-Each run is exported as a user would; the texts are the two sides of the first pairs that fit without truncation.
-`--python` scores in another environment, with an older Transformers say, in which this package need not be.
+Each run is exported by the command; the texts are the two sides of the first pairs that fit without truncation.
+`--python` scores in another environment, for example with an older Transformers, which does not need this package.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ print(json.dumps({"rewards": rewards, "padded": padded, "version": transformers.
 
 
 def pairs_that_fit(path: str, run: str, texts: int) -> list[dict]:
-    """The first rows both of whose sides need no truncation."""
+    """The first rows whose two sides both need no truncation."""
     from aplot_lightning import RewardModel
     from aplot_lightning.data.comparisons import conversation_of
     from aplot_lightning.data.encoding import ConversationEncoder
@@ -55,7 +55,7 @@ def pairs_that_fit(path: str, run: str, texts: int) -> list[dict]:
 
 
 def compare(run: str, data: str, texts: int, python: str, folder: Path) -> str:
-    """A line of the table."""
+    """One row of the table."""
     from aplot_lightning.data.comparisons import conversation_of
 
     rows = pairs_that_fit(data, run, texts)

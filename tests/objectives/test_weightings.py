@@ -148,7 +148,7 @@ def test_min_norm_against_slsqp_and_its_optimality_conditions(count, width, seed
 @settings(deadline=None, max_examples=30)
 @given(angle=st.floats(0.05, 3.1), length=st.floats(1e-6, 1e6))
 def test_min_norm_of_two_by_the_closed_form(angle, length):
-    """Sener and Koltun 2018, equation 4, for normalised gradients: the middle of the two, whatever their lengths."""
+    """Sener and Koltun 2018, equation 4, for normalized gradients: the middle of the two, whatever their lengths."""
     a = np.array([1.0, 0.0])
     b = np.array([np.cos(angle), np.sin(angle)])
     weight = np.clip((b - a) @ b / ((a - b) @ (a - b)), 0, 1)
