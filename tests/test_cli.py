@@ -247,8 +247,8 @@ MESSAGES = {
     # a class that is not there, or is none of ours
     "model: {objective: {class_path: nosuch.Thing}}": ["model.objective: No module named 'nosuch'", "a class path"],
     "model: {objective: {class_path: aplot_lightning.objectives.Objectiv}}": [
-        "model.objective: module 'aplot_lightning.objectives' has no attribute 'Objectiv'; did you mean "
-        "aplot_lightning.objectives.Objective?"
+        "model.objective: module 'aplot_lightning.objectives' has no attribute 'Objectiv'",
+        "did you mean aplot_lightning.objectives.Objective?",
     ],
     "model: {objective: {class_path: aplot_lightning.objective.Objective}}": [
         "model.objective: No module named 'aplot_lightning.objective'; give a class path"

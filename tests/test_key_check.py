@@ -77,6 +77,6 @@ def test_a_mistyped_argument_is_answered_with_the_closest(arguments: list[str], 
 
 
 def test_of_several_configs_the_last_value_counts() -> None:
-    with pytest.raises(UserError, match="data.train: Option 'pears' is not accepted by PreferenceWorld, only .*pairs"):
+    with pytest.raises(UserError, match=r"data.train: Option 'pears' is not accepted by PreferenceWorld, only .*pairs"):
         check_keys([], [{"data": {"train": "pairs.jsonl"}}, {"data": {"train": [TYPO]}}])
     check_keys([], [{"data": {"train": TYPO}}, {"data": {"train": "pairs.jsonl"}}])
