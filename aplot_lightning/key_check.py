@@ -77,8 +77,8 @@ def _check_value(key: str, value: Any) -> None:
         raise UserError(f"{key}: No module named {path.split('.')[0]!r}; {CLASS_PATH_HINT}")
     if isinstance(path, str) and OURS.fullmatch(path):
         accepted = _accepted(path, key)
-        for name in options if isinstance(options, dict) and accepted is not None else ():
-            if name not in accepted:
+        for name in options if isinstance(options, dict) else ():
+            if accepted is not None and name not in accepted:
                 fault = f"{key}: Option {name!r} is not accepted by {path.rpartition('.')[2]}"
                 raise UserError(f"{fault}, only {', '.join(accepted)}; {_hint(name, accepted)}".removesuffix("; "))
     for name, item in (options if isinstance(options, dict) else value).items():
