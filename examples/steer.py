@@ -55,7 +55,7 @@ def main() -> None:
         draft, target, reward_model, options.prompt, options.threshold, calibration=calibrated, **limits
     )
     write(
-        f"speculative: {steered.accepted} of {len(steered.steps)} steps are from the draft; the draft generated "
+        f"speculative: {steered.accepted} of {len(steered.steps)} steps are the draft's; the draft generated "
         f"{steered.draft_tokens} tokens ({steered.kept_draft_tokens} kept), the target {steered.target_tokens}\n"
     )
     for step in steered.steps:

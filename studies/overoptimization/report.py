@@ -142,12 +142,12 @@ def plot(found: dict[str, Curves], path: Path) -> None:
     for row, (world, curves) in zip(axes, found.items(), strict=True):
         kl = [best_of_n_kl(n) for n in curves.sizes]
         for place, objective in enumerate(curves.values):
-            colour = plt.get_cmap("tab10" if len(curves.values) <= 10 else "tab20")(place)
+            color = plt.get_cmap("tab10" if len(curves.values) <= 10 else "tab20")(place)
             for axis, column in zip(row, ("gold", "proxy"), strict=True):
                 values = curves.of(objective, column)
                 low, high = interval(resampled(values))
-                axis.plot(kl, values.mean((0, 1)), color=colour, label=objective, lw=1.6)
-                axis.fill_between(kl, low, high, color=colour, alpha=0.08, lw=0)
+                axis.plot(kl, values.mean((0, 1)), color=color, label=objective, lw=1.6)
+                axis.fill_between(kl, low, high, color=color, alpha=0.08, lw=0)
         row[0].plot(kl, curves.oracle.mean(0), color="black", ls=":", label="true reward")
         name = {"none": "training world", "new_topics": "new topics"}[world]
         row[0].set(title=f"{name}: true reward of best-of-n", ylabel="true reward")
