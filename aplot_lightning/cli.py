@@ -47,10 +47,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     0, 2 on a user's mistake, 130 after ctrl-C, 143 after SIGTERM, 1 on anything else.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
-    if "APLOT_PARENT" in os.environ:  # a child of tune or compare, or one of its ranks
+    if os.environ.get("APLOT_PARENT", "").isdigit():  # a child of tune or compare, or one of its ranks
         from aplot_lightning.tuning.processes import end_with_parent
 
-        end_with_parent(int(os.environ["APLOT_PARENT"]))
+        end_with_parent()
     if not words or words[0] in {"-h", "--help", "help"}:
         print(_help())
         return 0

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -19,7 +20,7 @@ import yaml
 
 from aplot_lightning.errors import RunError
 from aplot_lightning.files import write_text
-from aplot_lightning.tuning.processes import end_with_parent, preloaded_context
+from aplot_lightning.tuning.processes import PARENT, end_with_parent, preloaded_context
 
 # belongs to one run or terminal and not to the experiment
 LEFT_OUT = ("config", "run_dir", "overwrite", "ckpt_path", "trainer.enable_progress_bar")
@@ -52,11 +53,17 @@ def fit_configs(arguments: Sequence[Sequence[str]], workers: int = 1) -> Iterato
         UserError: `fit` would refuse the arguments; raised when their turn comes.
         RunError: a process was killed.
     """
-    with ProcessPoolExecutor(workers, preloaded_context(), initializer=end_with_parent) as pool:
+    with ProcessPoolExecutor(workers, preloaded_context(), initializer=_end_with_parent) as pool:
         try:
             yield from pool.map(fit_config, map(list, arguments))
         except BrokenProcessPool as error:
             raise RunError("a process that reads configs was killed; run the same command again") from error
+
+
+def _end_with_parent() -> None:
+    os.setsid()  # the group that ends is this process alone
+    os.environ[PARENT] = str(os.getppid())
+    end_with_parent()
 
 
 def fit_config(arguments: Sequence[str]) -> dict[str, Any]:

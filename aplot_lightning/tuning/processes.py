@@ -151,20 +151,21 @@ def preloaded_context() -> Any:
     return context
 
 
-def end_with_parent(parent: int | None = None) -> None:
-    """Kills this process group when the parent process ends. Every child and every rank calls it first of all.
+def end_with_parent() -> None:
+    """Kills this process group when the parent ends. Every child and every rank calls it first.
 
-    Args:
-        parent: the id of the parent; by default the present one.
+    The parent is the process that the environment names, or the present one if it names none.
     """
-    parent = os.getppid() if parent is None else parent
+    parent, own = int(os.environ.get(PARENT, os.getppid())), os.getpid()
+    if parent == own:
+        return
 
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(1)
         os.killpg(0, signal.SIGKILL)
 
-    os.environ[PARENT] = str(os.getpid())  # for the ranks that this process starts
+    os.environ[PARENT] = str(own)  # for the ranks that this process starts
     threading.Thread(target=watch, name="end with parent", daemon=True).start()
 
 
@@ -187,8 +188,9 @@ def _run(arguments: list[str], log: str, environment: dict[str, str]) -> None:
     os.dup2(descriptor, 2)
     os.close(descriptor)
     os.environ.clear()
-    os.environ.update(environment)
-    end_with_parent()  # the fork server, which ends with this child's real parent
+    # the system's parent is the fork server, which ends with the real one
+    os.environ.update({**environment, PARENT: str(os.getppid())})
+    end_with_parent()
     program = import_module("aplot_lightning.__main__")
     sys.argv = [str(program.__file__), *arguments]
     sys.modules["__main__"].__spec__ = program.__spec__  # Lightning starts the other ranks with it

@@ -82,7 +82,7 @@ def _parent(process: int) -> int:
         return 0
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends processes with their parent")
+@pytest.mark.stress
 def test_a_comparison_that_is_killed_again_and_again_does_every_cell_once(laboratory: Any, tmp_path: Path) -> None:
     path = study(laboratory, tmp_path, "killed")
     tasks = tasks_of(read_grid([path], {}))
@@ -112,7 +112,7 @@ def test_a_comparison_that_is_killed_again_and_again_does_every_cell_once(labora
         finally:
             process.kill()
             process.wait()
-        wait_until(lambda: not living(runner.mark), 5)
+        wait_until(lambda: not living(runner.mark), 10)
     assert runner.start().wait(PATIENCE) == 0, runner.log.read_text()[-2000:]
     _check(runner, laboratory, tmp_path, tasks)
 
@@ -131,7 +131,7 @@ def _check(runner: Runner, laboratory: Any, folder: Path, tasks: list[Any]) -> N
     assert [task.state for task in tasks_of(read_grid([folder / "killed.yaml"], {}))] == ["done"] * len(tasks)
     for task in tasks:  # against runs of the same words that nothing has disturbed
         alone = folder / "alone" / task.cell.objective / str(task.cell.seed)
-        words = task.words()
+        words = task.arguments()
         words[words.index("--run_dir") + 1] = str(alone)
         assert _fit(words) == 0
         states = [torch.load(run / "checkpoints/last.ckpt", weights_only=True) for run in (alone, task.cell.run_dir)]

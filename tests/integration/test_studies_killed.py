@@ -21,12 +21,12 @@ from typing import Any
 import optuna
 import pytest
 
-from tests.tuning.studies import STORAGES, location
+from tests.tuning.studies import location
 
 ROOT = Path(__file__).parents[2]
 LONG = "APLOT_KILLS" in os.environ
 KILLS = int(os.environ.get("APLOT_KILLS", 3))  # 12 for the whole measurement
-KINDS = STORAGES if LONG else ("sqlite",)
+KINDS = ("sqlite", "journal", "postgres") if LONG else ("sqlite", "journal")
 VICTIMS = ("tune", "run", "rank", "tune", "run", "server")
 MARK = "APLOT_KILL_TEST"
 FIT = {
@@ -108,8 +108,8 @@ class Tune:
         return sorted({"tune": tune, "server": servers, "run": runs, "rank": ranks}[kind])
 
     def outlived_by(self) -> list[int]:
-        """What is left of the family two seconds after the end of its head."""
-        end = time.monotonic() + 2
+        """What is left of the family ten seconds after the end of its head."""
+        end = time.monotonic() + 10
         while (left := self.family()) and time.monotonic() < end:
             time.sleep(0.02)
         return sorted(left)
@@ -168,6 +168,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return location(request.param, tmp_path)
 
 
+@pytest.mark.stress
 @pytest.mark.parametrize("place", KINDS, indirect=True)
 def test_a_killed_study_is_as_the_undisturbed_one(
     laboratory: Any, undisturbed: dict[str, list[float]], place: str, tmp_path: Path

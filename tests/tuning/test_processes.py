@@ -82,9 +82,9 @@ def test_stopping_asks_first_and_then_kills_the_group(tmp_path: Path) -> None:
 
 # a command whose rank sleeps: the rank is a process that calls end_with_parent, as every `aplot` process does
 TREE = """
-import os, subprocess, sys, time
+import subprocess, sys, time
 from aplot_lightning.tuning.processes import end_with_parent
-end_with_parent(int(os.environ["APLOT_PARENT"]))
+end_with_parent()
 if len(sys.argv) < 2:
     subprocess.Popen([sys.executable, __file__, "rank"])
 print("up", flush=True)
