@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 import torch
+from aplot_lightning.training.checkpoints import best_checkpoint, can_select, find_checkpoint
 
 from aplot_lightning.errors import RunError, UserError
 from aplot_lightning.training.atomic import AtomicCheckpointIO
-from aplot_lightning.training.checkpoints import best_checkpoint, can_select, find_checkpoint
 
 SETS = ["validation", "id", "ood/hard", "ood_validation/topics"]
 
