@@ -15,6 +15,7 @@ NOISE = re.compile(
 )
 CLASS = re.compile(r"Problem with given class_path '(.+)':")
 UNKNOWN = re.compile(r"unrecognized arguments|does not accept option|Option .* is not accepted$")
+CLASS_PATH_HINT = "give a class path such as aplot_lightning.objectives.Objective"
 NO_CLASS = re.compile(r"Expected a dot import path|module .* has no attribute|No module named")
 
 
@@ -58,7 +59,7 @@ def _plain(complaint: str, classes: Sequence[str] = ()) -> str:
     complaint = re.sub(r"a <class '(?:\w+\.)*(\w+)'>", r"\1", complaint)
     complaint = re.sub(r"a typing\.Literal\[([^]]*)\]", r"one of \1", complaint)
     if NO_CLASS.search(complaint):
-        return f"{complaint}; give a class path such as aplot_lightning.objectives.Objective"
+        return f"{complaint}; {CLASS_PATH_HINT}"
     if not UNKNOWN.search(complaint):
         return complaint
     for path in classes:

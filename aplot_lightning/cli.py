@@ -10,10 +10,12 @@ from collections.abc import Sequence
 from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from aplot_lightning.argument_errors import one_line
 from aplot_lightning.errors import RunError, UserError
 from aplot_lightning.exit_codes import FAILURE, INTERRUPTED, USER_MISTAKE
+from aplot_lightning.key_check import check_keys
 
 TRAINING = {
     "fit": "train a reward model",
@@ -61,7 +63,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(command: str, arguments: list[str]) -> int:
-    _check_configs(arguments)
+    configs = _read_configs(arguments)
+    if command in TRAINING or command == "inspect":
+        check_keys(arguments, configs)
     if command in TRAINING:
         from aplot_lightning.training.cli import run
 
@@ -72,12 +76,16 @@ def _run(command: str, arguments: list[str]) -> int:
     raise UserError(f"there is no command {command!r}; the commands are {', '.join([*TRAINING, *COMMANDS])}")
 
 
-def _check_configs(arguments: Sequence[str]) -> None:
-    """Raises UserError for a config that is no YAML, with the file and line that jsonargparse would not tell."""
+def _read_configs(arguments: Sequence[str]) -> list[dict[str, Any]]:
+    """The contents of the config files of a command.
+
+    Raises UserError for an invalid file, with its name and the line, which jsonargparse leaves out.
+    """
     import yaml
 
-    named = [after for word, after in pairwise(arguments) if word == "--config"]
-    named += [word.removeprefix("--config=") for word in arguments if word.startswith("--config=")]
+    configs = []
+    words = [part for word in arguments for part in (word.split("=", 1) if word.startswith("--config=") else [word])]
+    named = [value for option, value in pairwise(words) if option in {"--config", "-c"}]
     for path in filter(Path.is_file, map(Path, named)):
         try:
             content = yaml.safe_load(path.read_bytes())
@@ -85,9 +93,11 @@ def _check_configs(arguments: Sequence[str]) -> None:
             mark = getattr(error, "problem_mark", None)
             where = f"{path}:{mark.line + 1}" if mark else str(path)
             what = getattr(error, "problem", None) or getattr(error, "reason", None)
-            raise UserError(f"--config: {where}: no YAML: {what}") from error
+            raise UserError(f"--config: {where}: invalid YAML: {what}") from error
         if not isinstance(content, dict):
             raise UserError(f"--config: {path} holds no keys: write one `key: value` a line, as in conf/")
+        configs.append(content)
+    return configs
 
 
 def _run_light(command: str, arguments: list[str]) -> None:

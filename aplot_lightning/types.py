@@ -1,7 +1,7 @@
-"""The values that travel between rooms: a Batch of tokens goes into the model, Scores come out.
+"""The values that rooms exchange: a Batch of tokens goes into the model, Scores come out.
 
-A batch holds R responses and n preference pairs over them. The pairs are kept apart from the tokens, because the
-objective sees the pairs and scores of a whole optimizer batch while the model sees one micro-batch at a time.
+A batch has R responses and n preference pairs over them. The pairs are separate from the tokens, because the objective
+sees the pairs and scores of a whole optimizer batch, but the model sees one micro-batch at a time.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ class Pairs:
     Attributes:
         chosen: (n,) int64, the row of each pair's chosen response.
         rejected: (n,) int64, the row of each pair's rejected response.
-        columns: what the data says of each pair, (n,) each. Known names: ``index`` (int64, the pair's place in
-            its data set), ``source`` (int64, a number for each source of the data set), ``weight``, ``chosen_length``
+        columns: values of each pair from the data, (n,) each. Names: ``index`` (int64, the pair's index in its
+            data set), ``source`` (int64, a number for each source of the data set), ``weight``, ``chosen_length``
             and ``rejected_length`` (tokens of the response), ``chosen_suffix`` and ``rejected_suffix`` (tokens after
-            the first one in which the two differ), ``margin``, ``target``, ``chosen_score``, ``rejected_score``
+            the first difference), ``margin``, ``target``, ``chosen_score``, ``rejected_score``
             (float32). A column that the data does not have is absent.
     """
 
@@ -163,10 +163,10 @@ class Batch:
 
 @dataclass
 class Scores:
-    """What the model says of R responses: named float tensors of shape (R, ...).
+    """The model's output for R responses: named float tensors of shape (R, ...).
 
-    ``rewards`` (R,) and ``embeddings`` (R, d) are always there, at least float32; a head or an objective may need more
-    beside them (a second reward, a log-probability, ...).
+    ``rewards`` (R,) and ``embeddings`` (R, d) are always present, at least float32. A head may add more tensors, such
+    as a second reward or a log-probability.
     """
 
     tensors: dict[str, Tensor]

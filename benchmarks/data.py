@@ -1,22 +1,21 @@
-"""Our preparation of preference pairs beside TRL's: pairs per second, memory, and seconds to the first batch.
+"""Data preparation compared with TRL's: pairs per second, memory, and seconds to the first batch.
 
     python benchmarks/data.py --data pairs.jsonl.gz --ood test.jsonl.gz --tokenizer path/to/smollm2
     python benchmarks/data.py --data pairs.jsonl.gz --tokenizer path/to/smollm2 --sizes 100000 1000000 --keep /scratch/x
 
-Needs TRL (`pip install -e ".[benchmarks]"`) unless `--sides ours`. The pairs are real ones, repeated, each copy with a
-numbered word in its prompt and its answers, so that no two are equal; both sides read the same file of JSON lines, in
-TRL's conversational layout. Every measurement is a process of its own: cold with an empty cache, then warm with the
-one that the cold process left.
+Needs TRL (`pip install -e ".[benchmarks]"`) unless `--sides ours`. Real pairs are repeated, each copy with a
+numbered word in its prompt and answers, so that no two are equal. Both sides read the same JSON lines in TRL's
+conversational layout. Every measurement is a separate process: cold with an empty cache, then warm with the cache of
+the cold process.
 
 - ours: `PreferenceDataModule.setup()`: reading, every check of the data report (conflicts, leaks and near leaks
   against `--ood`), the split by prompt, tokens
 - trl: `datasets.load_dataset("json")` and RewardTrainer's constructor with a tiny model: tokens, and a filter by length
 
-The seconds of preparation start after the imports; those to the first batch start with the process and end with the
-first optimizer batch from the loader. Processor seconds are those of a whole run, imports and workers included; unlike
-the others they hardly depend on what else the machine does. Memory is the main process's own peak (what `getrusage`
-says, pages of libraries that other programs use counted whole), and the peak of all its processes together: the sum of
-their proportional set sizes, in which shared pages count in parts, sampled twice a second.
+The seconds of preparation start after the imports; those to the first batch run from the start of the process to the
+first optimizer batch from the loader. Processor seconds include imports and workers and hardly depend on other load.
+Memory is the peak of the main process (by `getrusage`, which counts shared library pages in full) and the peak of all
+its processes together (the sum of their proportional set sizes, which divides shared pages, sampled twice a second).
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ PREFIX = "measured: "
 MIB = 1 << 20
 
 
-# What runs in processes of their own
+# Runs in separate processes
 
 
 def prepare_ours(options: argparse.Namespace) -> None:
@@ -67,7 +66,7 @@ def prepare_ours(options: argparse.Namespace) -> None:
         data.choose_layout(SimpleNamespace(packing_refusal=None))
         data.setup()
         measured["prepared"] = time.perf_counter() - start
-        data.trainer = SimpleNamespace(  # type: ignore[assignment]  # what the loader asks of one
+        data.trainer = SimpleNamespace(  # type: ignore[assignment]  # what the loader needs of one
             global_step=0, limit_train_batches=1.0, global_rank=0, world_size=1, lightning_module=None
         )
         batch = next(iter(data.train_dataloader()))
@@ -114,7 +113,7 @@ def prepare_trl(options: argparse.Namespace) -> None:
 
 @contextmanager
 def measuring(options: argparse.Namespace) -> Iterator[dict[str, float]]:
-    """Prints what was measured, with the seconds since the process was started and its own peak memory."""
+    """Prints the measurements, with the seconds since the start of the process and its peak memory."""
     measured: dict[str, float] = {}
     yield measured
     measured["first_batch"] = time.time() - options.started
@@ -123,7 +122,7 @@ def measuring(options: argparse.Namespace) -> Iterator[dict[str, float]]:
 
 
 def write_pairs(options: argparse.Namespace) -> None:
-    """Writes `--pairs` pairs to `--file`: real ones, and copies of them in which a numbered word stands."""
+    """Writes `--pairs` pairs to `--file`: real pairs, and copies of them with a numbered word."""
     from aplot_lightning.data.comparisons import RowError, parse_comparison
     from aplot_lightning.data.sources import open_source
 
@@ -138,26 +137,26 @@ def write_pairs(options: argparse.Namespace) -> None:
             real.append((comparison.prompt, comparison.responses[winner], comparison.responses[loser]))
     with Path(options.file).open("w", encoding="utf-8") as file:
         for number in range(options.pairs):
-            copy, place = divmod(number, len(real))
-            columns = zip(("prompt", "chosen", "rejected"), real[place], strict=True)
+            copy, index = divmod(number, len(real))
+            columns = zip(("prompt", "chosen", "rejected"), real[index], strict=True)
             row = {name: with_word(messages, copy) for name, messages in columns}
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
 def with_word(messages: tuple[dict[str, str], ...], copy: int) -> list[dict[str, str]]:
-    """Messages with a numbered word in the first one, somewhere between its words; the first copy has none."""
+    """Messages with a numbered word inserted into the first one; copy 0 is unchanged."""
     if not copy:
         return list(messages)
-    words = messages[0]["content"].split(" ")
-    words.insert(copy * 7919 % (len(words) + 1), f"word{copy}")
-    return [{**messages[0], "content": " ".join(words)}, *messages[1:]]
+    text = messages[0]["content"].split(" ")
+    text.insert(copy * 7919 % (len(text) + 1), f"word{copy}")
+    return [{**messages[0], "content": " ".join(text)}, *messages[1:]]
 
 
-# What starts and watches them
+# Starts and watches these processes
 
 
 def run(options: argparse.Namespace, **values: Any) -> dict[str, float]:
-    """One process of this script: what it measured, with the memory and the processor seconds of all its processes."""
+    """Runs one process of this script: its measurements, with memory and processor seconds of all its processes."""
     values = {**vars(options), **values}
     names = ("side", "data", "ood", "tokenizer", "file", "cache", "pairs", "max_length", "workers")
     command = [sys.executable, str(Path(__file__).resolve()), "--started", repr(time.time())]
@@ -179,12 +178,12 @@ def run(options: argparse.Namespace, **values: Any) -> dict[str, float]:
     if child.returncode or not (found or values["side"] == "write"):
         sys.exit(f"{values['side']} failed:\n{text[-2000:]}")
     measured = json.loads(found[-1].removeprefix(PREFIX)) if found else {}
-    processor = usage.ru_utime + usage.ru_stime  # with those of the workers that it has waited for
+    processor = usage.ru_utime + usage.ru_stime  # including the workers that it has waited for
     return {**measured, "all_memory": most or measured.get("own_memory", 0), "processor": processor}
 
 
 def proportional_memory(root: int) -> int:
-    """Bytes that a process and all below it hold; pages that several share count in parts. 0 where nobody says."""
+    """Memory in bytes of a process and its descendants, shared pages divided; 0 if the system does not report it."""
     parents: dict[int, int] = {}
     for folder in Path("/proc").glob("[0-9]*"):
         try:
@@ -207,7 +206,7 @@ def _held(process: int) -> int:
 
 
 def measure(side: str, options: argparse.Namespace) -> dict[str, Any]:
-    """One side, cold and then warm, with what it left on the disk."""
+    """One side, cold and then warm, with its disk usage."""
     cache = Path(options.folder, f"{side}-{options.pairs}")
     shutil.rmtree(cache, ignore_errors=True)
     cold = run(options, side=side, cache=cache)

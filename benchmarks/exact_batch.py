@@ -1,10 +1,10 @@
-"""What exactness over the whole optimizer batch costs: step times with and without the second pass.
+"""The cost of exact gradients over the whole optimizer batch: step times with and without the second pass.
 
     python benchmarks/exact_batch.py [--rounds 7] [--threads 2]
 
-One optimizer batch of 32 pairs of the embedded world through the quickstart's decoder, and of longer random rows
-through a deeper one, cut into micro-batches of 8. Sides alternate within a round; the table gives medians, and the
-median of the ratios within rounds, since machines drift. Whole steps: forward, objective, backward, AdamW.
+Steps on one optimizer batch of 32 pairs in micro-batches of 8: pairs of the embedded world with the quickstart's
+decoder, and longer random rows with a deeper one. Sides alternate within a round; the table gives medians, and medians
+of the ratios within rounds, since machines drift. A step is forward, objective, backward, AdamW.
 
 - one pass: Bradley-Terry, a mean over pairs, one forward and backward per micro-batch
 - per micro-batch: APLOT with a plan over each micro-batch, a different, weaker method that needs no second pass
@@ -34,16 +34,16 @@ PAIRS, MICRO = 32, 8
 
 
 def batches(vocabulary: int, length: int, size: int) -> list[Batch]:
-    """PAIRS random pairs of `length` tokens a side, `size` pairs in a micro-batch."""
+    """PAIRS random pairs of `length` tokens per side, `size` pairs per micro-batch."""
     generator = torch.Generator().manual_seed(0)
     rows = torch.randint(5, vocabulary, (2 * PAIRS, length), generator=generator)
     cut = []
     for start in range(0, PAIRS, size):
         part = rows[2 * start : 2 * (start + size)]
-        place = torch.arange(size)
-        columns = {"index": start + place, "weight": torch.ones(size)}
+        index = torch.arange(size)
+        columns = {"index": start + index, "weight": torch.ones(size)}
         end = torch.full((2 * size,), length - 1)
-        cut.append(Batch(part, torch.ones_like(part), end, Pairs(2 * place, 2 * place + 1, columns)))
+        cut.append(Batch(part, torch.ones_like(part), end, Pairs(2 * index, 2 * index + 1, columns)))
     return cut
 
 

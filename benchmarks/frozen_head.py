@@ -1,14 +1,14 @@
-"""Heads on a frozen backbone whose embeddings are on disk: the rate of embedding, and the seconds of the loop.
+"""Heads on a frozen backbone with embeddings on disk: embedding rate, and seconds of the training loop.
 
     python benchmarks/frozen_head.py [--pairs 10000] [--rounds 3]
     python benchmarks/frozen_head.py --data pairs.jsonl.gz more.jsonl.gz --backbone path/to/model
 
-Without files, the pairs of the embedded preference world, and a decoder of 2 layers of 576 with random weights.
-Every line is `fit` in a process of its own on the same drawn pairs: 3 epochs, 32 pairs an optimizer batch, without
-held-out sets. The clock of the loop runs from the start of training to the end of the last step, all that Lightning
-and logging take included; reading, embedding and saving are not in it. Its CPU time is that of all threads, and says
-more than the clock where a machine is shared. The start is from that of the process to that of training: cold with an
-empty cache, embedding included, and warm with what the cold process left.
+Without files it uses pairs of the embedded preference world and a decoder of 2 layers of width 576 with random
+weights. Every row is `fit` in a separate process on the same pairs: 3 epochs, 32 pairs per optimizer batch, without
+held-out sets. The clock of the loop runs from the start of training to the end of the last step, with everything that
+Lightning and logging do, without reading, embedding and saving. CPU time is that of all threads; on a shared machine it
+is more reliable than the clock. The start runs from the start of the process to the start of training: cold with an
+empty cache, embedding included, and warm with the cache of the cold process.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from typing import Any
 
 from lightning.pytorch.callbacks import Callback
 
-BEGIN = "FROZEN_HEAD_BEGIN"  # when the process was started, for who measures it
+BEGIN = "FROZEN_HEAD_BEGIN"  # start time of the process, set by the measuring process
 PREFIX = "measured: "
 EPOCHS, BATCH = 3, 32
 HEADS = {"linear": "Linear", "MLP": "MLP"}
@@ -37,7 +37,7 @@ OBJECTIVES = {"BT": "bt", "APLOT": "aplot"}
 
 
 class LoopTimer(Callback):
-    """Prints the seconds before and of the training loop, its steps, and what the backbone embedded before."""
+    """Prints the seconds before and in the training loop, its steps, and the number of embedded texts."""
 
     def __init__(self) -> None:
         self.embedded, self.embedding = 0, 0.0
@@ -97,7 +97,7 @@ def train(options: argparse.Namespace) -> None:
 
 
 def draw_pairs(options: argparse.Namespace, path: Path) -> None:
-    """Rows drawn at random from those that can be read, or of the preference world."""
+    """Rows drawn at random from the readable rows of the files or the preference world."""
     from aplot_lightning.data.comparisons import RowError, parse_comparison
     from aplot_lightning.data.sources import open_source
 
@@ -115,7 +115,7 @@ def draw_pairs(options: argparse.Namespace, path: Path) -> None:
 
 
 def make_backbone(path: Path) -> str:
-    """The world's decoder, made wider, as a folder without weights: they come from the seed."""
+    """The world's decoder with a larger width, as a folder without weights, which come from the seed."""
     from aplot_lightning.data.world import write_world_decoder
 
     write_world_decoder(path)

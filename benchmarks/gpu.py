@@ -1,18 +1,18 @@
-"""What only a GPU can show, in one command and a few short tables: exactness, speed, memory, FSDP2, and TRL beside it.
+"""GPU measurements in one command and a few short tables: exactness, speed, memory, FSDP2, and TRL.
 
     python benchmarks/gpu.py --model path/to/smollm2 --data pairs.jsonl.gz [--parts exact throughput memory resume trl]
-    python benchmarks/gpu.py --quick        # on a CPU: a tiny model and the embedded world, to see that it runs
+    python benchmarks/gpu.py --quick        # on a CPU: a tiny model and the embedded world, to check that it runs
 
-`--model` may lack its weights: random ones of seed 0 are made, as fast and as large as trained ones. gpu.md beside this
-file says how to run it on a machine that is lent for minutes. Every part prints its table when it is done, and a part
-that fails says so and does not stop the others. Parts:
+`--model` may lack weights: random ones are created from seed 0. gpu.md in this folder says how to run the script on a
+borrowed machine. Every part prints its table when it is done; a part that fails prints its error and does not stop the
+others. Parts:
 
-- exact: rewards and gradients of padded and packed rows against padded rows in float64, by each path of attention
-- throughput: `fit` on pairs as they come, and on pairs that are joined to between half of a length and the length
-- memory: the largest data.micro_batch_tokens that fits, doubled until our own message of no memory comes
-- resume: FSDP2 on one GPU: stopped, killed, gone on with, against an undisturbed run; its checkpoint exported
-- trl: benchmarks/throughput.py, where TRL is installed. TRL 1.16's RewardConfig has no padding-free layout, no packing
-  and no attention option of its own (its models take Transformers' sdpa), so its two samplings are all there is.
+- exact: rewards and gradients of padded and packed rows against padded rows in float64, for each attention path
+- throughput: `fit` on the given pairs, and on pairs joined to between half a length and the full length
+- memory: the largest data.micro_batch_tokens that fits, doubled until the out-of-memory message appears
+- resume: FSDP2 on one GPU: stopped, killed and resumed, compared with an uninterrupted run; its checkpoint exported
+- trl: benchmarks/throughput.py, if TRL is installed. TRL 1.16's RewardConfig has no padding-free layout, no packing
+  and no attention option of its own (its models take Transformers' sdpa), so only its two samplings can be compared.
 """
 
 from __future__ import annotations
@@ -49,23 +49,23 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 PARTS = ("exact", "throughput", "memory", "resume", "trl")
 PREFIX = "measured: "
-# dense bfloat16 operations a second by the makers' data sheets, where Lightning's table has no entry for the name
+# dense bfloat16 operations per second from the data sheets, for names that are missing in Lightning's table
 PEAKS = {"H200": 989.4e12, "H100": 989.4e12, "A100": 312e12}
 CUDA = torch.cuda.is_available()
 
 
-# A process that does one job after another
+# A worker process for one job after another
 
 
 class Worker:
-    """Calls functions of this file in one child process, so that its start is paid once; a new one after a failure."""
+    """Calls functions of this file in one child process, which starts once; a failure starts a new one."""
 
     def __init__(self, folder: Path, limit: float) -> None:
         self.log, self.limit = folder / "worker.log", limit
         self.process: subprocess.Popen[str] | None = None
 
     def __call__(self, job: str, **arguments: Any) -> dict[str, Any]:
-        """What the function gives, or {"error": one line}."""
+        """The function's result, or {"error": one line}."""
         if self.process is None:
             command = [sys.executable, "-c", "import gpu; gpu.serve()"]
             log = self.log.open("a")
@@ -102,7 +102,7 @@ class Worker:
 
 
 def serve() -> None:
-    """The worker's side: a job a line, an answer a line."""
+    """The worker's side: one line per job, one line per answer."""
     for line in sys.stdin:
         arguments = json.loads(line)
         try:
@@ -121,12 +121,12 @@ def environment() -> dict[str, str]:
 
 def last_line(path: Path) -> str:
     lines = [line for line in path.read_text(errors="replace").splitlines() if line.strip()]
-    return lines[-1][:300] if lines else "it said nothing"
+    return lines[-1][:300] if lines else "no output"
 
 
 def free() -> None:
     gc.collect()
-    torch._dynamo.reset()  # code that other models have specialised would use up the compiler's tries
+    torch._dynamo.reset()  # code specialized by other models would use up the compiler's cache limit
     torch._dynamo.utils.counters.clear()
     if CUDA:
         torch.cuda.empty_cache()
@@ -134,7 +134,7 @@ def free() -> None:
 
 
 def peak_memory() -> float:
-    """GiB: of the GPU since `free`, else of the process."""
+    """Peak memory in GiB: of the GPU since `free`, otherwise of the process."""
     return (
         torch.cuda.max_memory_allocated() if CUDA else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     ) / (2**30)
@@ -144,7 +144,7 @@ def peak_memory() -> float:
 
 
 def model_folder(options: argparse.Namespace) -> Path:
-    """The folder of `--model`, or one with random weights where it has none; with `--quick` a tiny decoder."""
+    """The folder of `--model`, with random weights if it has none; with `--quick` a tiny decoder."""
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.utils import logging
 
@@ -169,9 +169,9 @@ def model_folder(options: argparse.Namespace) -> Path:
 
 
 def draw(options: argparse.Namespace, length: int, joined: bool) -> tuple[str, float]:
-    """A file of pairs whose longer side has at most `length` tokens, and the mean of those.
+    """A file of pairs whose longer side has at most `length` tokens, and their mean length.
 
-    Joined ones have other conversations before them, as one dialogue, until the next would not fit.
+    Joined pairs are preceded by other conversations, as one dialogue, until the next would not fit.
     """
     from transformers import AutoTokenizer
 
@@ -187,7 +187,7 @@ def draw(options: argparse.Namespace, length: int, joined: bool) -> tuple[str, f
 
     def sides(at: int) -> tuple[list[Any], ...]:
         comparison = found[at]
-        return list(comparison.prompt), *(list(comparison.responses[place]) for place in comparison.pairs[0])
+        return list(comparison.prompt), *(list(comparison.responses[index]) for index in comparison.pairs[0])
 
     def size(at: int) -> int:
         if at not in sizes:
@@ -241,7 +241,7 @@ def exact(folder: str, seed: int, tokens: int, paths: list[str]) -> dict[str, An
                 model.backbone.to(torch.bfloat16)
             prepare_path(model, path)
             with counted(path) as counts:
-                backward = CUDA or path != "flex"  # which FlexAttention has on GPUs only
+                backward = CUDA or path != "flex"  # FlexAttention supports this on GPUs only
                 found = [gradients_of(model, pair[path == "padded"], precision, backward) for pair in trees]
             errors = [error_of(*each) for each in zip(found, reference, strict=True)]
             rows.append([precision, path, dict(counts), *(max(column) for column in zip(*errors, strict=True))])
@@ -308,7 +308,7 @@ def prepare_path(model: Any, path: str) -> None:
 
 @contextlib.contextmanager
 def counted(path: str) -> Iterator[dict[str, int]]:
-    """Counts calls of either path of packed attention; `flex` and `comparisons` are forced, else ours is the choice."""
+    """Counts calls of the two paths of packed attention; forces `flex` or `comparisons`, otherwise the code chooses."""
     from aplot_lightning.model.tree import attention
 
     ways = {"flex": attention.flex_attention_of, "comparisons": attention.by_comparison}
@@ -338,7 +338,7 @@ def counted(path: str) -> Iterator[dict[str, int]]:
 
 
 def part_exact(options: argparse.Namespace, worker: Worker) -> None:
-    """float32 must reach 1e-5 and 1e-4; half precision must be about as near to float64 as padded rows are."""
+    """float32 must reach 1e-5 and 1e-4; half precision must be about as close to float64 as padded rows are."""
     print("| model | precision | path | attention calls (flex / by comparison) | rewards | gradient | exact |")
     print("|---|---|---|--:|--:|--:|---|")
     for name, folder in {options.name: options.folder, **small_models(options)}.items():
@@ -377,7 +377,7 @@ def small_models(options: argparse.Namespace) -> dict[str, Path]:
 
 
 class Measured(Exception):
-    """Ends a run when its steps are measured, before it would save anything."""
+    """Ends a run after the measured steps, before it saves anything."""
 
 
 class Meter(Callback):
@@ -420,24 +420,24 @@ class Meter(Callback):
         raise Measured
 
 
-def fit(words: list[str], warm: int) -> dict[str, Any]:
+def fit(arguments: list[str], warm: int) -> dict[str, Any]:
     """`fit` until its last step, in this process."""
     from aplot_lightning.cli import main
 
     free()
     Meter.result = None
-    said = io.StringIO()
+    output = io.StringIO()
     code: int | None = None
-    with contextlib.suppress(Measured), contextlib.redirect_stderr(said):
-        code = main([*words, "--trainer.callbacks+=gpu.Meter", f"--trainer.callbacks.warm={warm}"])
+    with contextlib.suppress(Measured), contextlib.redirect_stderr(output):
+        code = main([*arguments, "--trainer.callbacks+=gpu.Meter", f"--trainer.callbacks.warm={warm}"])
     if Meter.result is not None:
         return Meter.result
-    lines = [line for line in said.getvalue().splitlines() if line.startswith("aplot: ")]
-    return {"error": f"exit code {code}: {lines[-1] if lines else said.getvalue()[-300:]}"}
+    lines = [line for line in output.getvalue().splitlines() if line.startswith("aplot: ")]
+    return {"error": f"exit code {code}: {lines[-1] if lines else output.getvalue()[-300:]}"}
 
 
-def fit_words(options: argparse.Namespace, run: str, sample: str, length: int, **given: Any) -> list[str]:
-    """Words of `fit` that a user could write; `given` are keys with __ for their dots."""
+def fit_arguments(options: argparse.Namespace, run: str, sample: str, length: int, **given: Any) -> list[str]:
+    """Arguments of `fit`; `given` has keys with __ in place of dots."""
     defaults = {
         "trainer__accelerator": "gpu" if CUDA else "cpu",
         "trainer__precision": "bf16-mixed",
@@ -453,12 +453,12 @@ def fit_words(options: argparse.Namespace, run: str, sample: str, length: int, *
         "data__micro_batch_tokens": options.micro_batch_tokens,
         "data__max_length": length,
     }
-    words = ["fit", "--config", str(ROOT / "conf/hh_rlhf.yaml")]
-    words += ["--config", str(ROOT / f"conf/objective/{options.objective}.yaml")]
-    words += ["--run_dir", str(options.work / "runs" / run)]
+    arguments = ["fit", "--config", str(ROOT / "conf/hh_rlhf.yaml")]
+    arguments += ["--config", str(ROOT / f"conf/objective/{options.objective}.yaml")]
+    arguments += ["--run_dir", str(options.work / "runs" / run)]
     for name, value in {**defaults, **given}.items():
-        words += [f"--{name.replace('__', '.')}", str(value).lower() if isinstance(value, bool) else str(value)]
-    return words
+        arguments += [f"--{name.replace('__', '.')}", str(value).lower() if isinstance(value, bool) else str(value)]
+    return arguments
 
 
 def part_throughput(options: argparse.Namespace, worker: Worker) -> None:
@@ -471,7 +471,7 @@ def part_throughput(options: argparse.Namespace, worker: Worker) -> None:
         sample, mean = draw(options, length, joined)
         for layout, precision, compiled in options.settings:
             given = {"data__layout": layout, "trainer__precision": precision, "model__compile": compiled}
-            words = fit_words(
+            arguments = fit_arguments(
                 options,
                 "speed",
                 sample,
@@ -480,7 +480,7 @@ def part_throughput(options: argparse.Namespace, worker: Worker) -> None:
                 trainer__max_steps=options.warm + options.steps,
                 **given,
             )
-            found = worker("fit", words=words, warm=options.warm)
+            found = worker("fit", arguments=arguments, warm=options.warm)
             cells = (
                 f"| {kind}, {length} at most | {mean:.0f} | {layout} | {precision} | {'yes' if compiled else 'no'} |"
             )
@@ -504,11 +504,11 @@ def part_memory(options: argparse.Namespace, worker: Worker) -> None:
             given = {"data__layout": layout, "trainer__precision": precision, "model__gradient_checkpointing": again}
             while True:
                 pairs = min(options.pairs, max(8, math.ceil(1.5 * tokens / mean)))  # enough to fill a micro-batch
-                words = fit_words(
+                arguments = fit_arguments(
                     options, "memory", sample, length, overwrite=True, trainer__max_steps=2, **given,
                     data__batch_size=pairs, data__micro_batch_tokens=tokens,
                 )  # fmt: skip
-                found = worker("fit", words=words, warm=1)
+                found = worker("fit", arguments=arguments, warm=1)
                 if "error" in found:
                     end = found["error"]
                     break
@@ -536,11 +536,11 @@ class Stop(Callback):
             os.kill(os.getpid(), getattr(signal, self.how))
 
 
-def command(*words: str, limit: float = 300) -> tuple[int, float, str]:
-    """Runs one of our commands: exit code, seconds, and its own last line."""
+def command(*arguments: str, limit: float = 300) -> tuple[int, float, str]:
+    """Runs one of our commands: exit code, seconds, and the last line of its output."""
     start = time.perf_counter()
     done = subprocess.run(
-        [sys.executable, "-m", "aplot_lightning", *words],
+        [sys.executable, "-m", "aplot_lightning", *arguments],
         cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=limit,
     )  # fmt: skip
     lines = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
@@ -548,16 +548,16 @@ def command(*words: str, limit: float = 300) -> tuple[int, float, str]:
 
 
 def part_resume(options: argparse.Namespace, worker: Worker) -> None:
-    """Two undisturbed runs say how far apart two runs are anyway (some GPU sums come in any order)."""
+    """Two uninterrupted runs show how far two runs differ anyway (some GPU sums have no fixed order)."""
     length = options.lengths[0]
     sample, _ = draw(options, length, joined=False)
 
     def run(name: str, *more: str) -> tuple[int, float, str]:
-        words = fit_words(
+        arguments = fit_arguments(
             options, name, sample, length, trainer__devices=1, trainer__max_steps=8, checkpoint_every_n_steps=2,
             data__batch_size=options.resume_batch,
         )  # fmt: skip
-        return command(*words[:5], "--config", str(ROOT / "conf/trainer/fsdp.yaml"), *words[5:], *more)
+        return command(*arguments[:5], "--config", str(ROOT / "conf/trainer/fsdp.yaml"), *arguments[5:], *more)
 
     print("| FSDP2 on one device | exit codes | seconds | largest difference of a weight from the first run |")
     print("|---|---|--:|--:|")
@@ -625,13 +625,13 @@ def part_trl(options: argparse.Namespace, worker: Worker) -> None:
     if importlib.util.find_spec("trl") is None:
         print("TRL is not installed here")
         return
-    worker.end()  # it holds memory of the device
+    worker.end()  # it occupies memory of the device
     for joined in (False, True):
         sample, _ = draw(options, options.trl_length, joined)
-        words = ["--data", sample, "--tokenizer", str(options.folder), "--model", "pretrained"]
-        words += ["--pairs", str(options.trl_pairs), "--max_length", str(options.trl_length), "--warmup", "2"]
-        words += ["--micro_batch_tokens", str(options.micro_batch_tokens), "--rounds", str(options.trl_rounds)]
-        script = [sys.executable, str(HERE / "throughput.py"), *words]
+        arguments = ["--data", sample, "--tokenizer", str(options.folder), "--model", "pretrained"]
+        arguments += ["--pairs", str(options.trl_pairs), "--max_length", str(options.trl_length), "--warmup", "2"]
+        arguments += ["--micro_batch_tokens", str(options.micro_batch_tokens), "--rounds", str(options.trl_rounds)]
+        script = [sys.executable, str(HERE / "throughput.py"), *arguments]
         done = subprocess.run(script, cwd=ROOT, env=environment(), capture_output=True, text=True)
         print(done.stdout if done.returncode == 0 else f"failed: {done.stderr[-1500:]}", flush=True)
 
@@ -639,15 +639,20 @@ def part_trl(options: argparse.Namespace, worker: Worker) -> None:
 def describe_machine() -> str:
     import transformers
 
-    words = [str(date.today()), platform.machine(), f"Python {platform.python_version()}", f"torch {torch.__version__}"]
-    words.append(f"transformers {transformers.__version__}")
+    description = [
+        str(date.today()),
+        platform.machine(),
+        f"Python {platform.python_version()}",
+        f"torch {torch.__version__}",
+    ]
+    description.append(f"transformers {transformers.__version__}")
     if CUDA:
         asked = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
         with contextlib.suppress(OSError):
-            words.append(subprocess.run(asked, capture_output=True, text=True).stdout.strip())
+            description.append(subprocess.run(asked, capture_output=True, text=True).stdout.strip())
     else:
-        words.append("no GPU")
-    return ", ".join(words)
+        description.append("no GPU")
+    return ", ".join(description)
 
 
 def parse() -> argparse.Namespace:
@@ -709,7 +714,7 @@ def main() -> None:
             print(f"## {name}\n", flush=True)
             try:
                 parts[name](copy.copy(options), worker)
-            except Exception as error:  # the other parts are worth having
+            except Exception as error:  # the other parts still run
                 print(f"\n{name} failed: {type(error).__name__}: {error}")
             print(f"\n({time.perf_counter() - start:.0f} s)\n", flush=True)
         worker.end()

@@ -2,14 +2,14 @@
 
     python benchmarks/score.py --data PAIRS.jsonl.gz RUN [--texts 2000] [--max_length 1024] [--rounds 4]
 
-The run is exported as a user would; the others read the exported folder. The texts are the two sides of the first pairs
-that fit without truncation, which every program does in its own way. The three loops take turns on equal slices of the
-texts (`--rounds`), since machines are shared: read the ratios; those so far are told after every turn. Beside them the
-whole command, imports and all, once, with its peak memory.
+The run is exported by the command; the other programs read the exported folder. The texts are the two sides of the
+first pairs that fit without truncation, which each program does differently. The three loops alternate on equal slices
+of the texts (`--rounds`), since machines are shared: read the ratios, which are printed after every round. The whole
+command runs once, imports included, with its peak memory.
 
-- aplot: tokens and rewards by the loop of the command;
+- aplot: tokens and rewards with the loop of the command;
 - pipeline: `transformers.pipeline("text-classification", batch_size=16)` on the rendered texts;
-- padded: tokens and rewards in batches of 16 in the order of the file, padded on the right to the longest, as TRL does.
+- padded: tokens and rewards in batches of 16 in file order, padded on the right to the longest, as TRL does.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from score_memory import whole_command
 BATCH = 16
 
 
-def pairs_that_fit(path: str, run: str, texts: int, max_length: int | None) -> list[dict]:
-    """The first rows both of whose sides need no truncation."""
+def pairs_that_fit(path: str, run: str, texts: int, max_length: int | None = None) -> list[dict]:
+    """The first rows whose two sides both need no truncation."""
     from aplot_lightning import RewardModel
     from aplot_lightning.data.comparisons import conversation_of
     from aplot_lightning.data.encoding import ConversationEncoder
@@ -49,7 +49,7 @@ def pairs_that_fit(path: str, run: str, texts: int, max_length: int | None) -> l
 
 
 def loops(run: str, folder: str, max_length: int | None) -> dict[str, Callable[[list[dict]], list[float]]]:
-    """Name -> a function from pairs to rewards, chosen and rejected in turn; models are loaded and warm."""
+    """Name -> a function from pairs to rewards, chosen and rejected alternating; models are loaded and warm."""
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 

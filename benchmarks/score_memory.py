@@ -2,7 +2,7 @@
 
     python benchmarks/score_memory.py --data PAIRS.jsonl.gz RUN [--rows 5000 200000] [--max_length 256]
 
-The pairs are repeated until there are so many rows; a quickstart's run keeps it short.
+The pairs are repeated to reach the number of rows; a run of the quickstart keeps it short.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tempfile import TemporaryDirectory
 
 @dataclass
 class Spent:
-    """What one process took; `peak_mib` is its largest resident set, in MiB."""
+    """Time and memory of one process; `peak_mib` is its largest resident set, in MiB."""
 
     seconds: float
     processor_seconds: float
@@ -29,13 +29,13 @@ class Spent:
 
 
 def whole_command(run: str, source: Path, limit: list[str]) -> Spent:
-    """`aplot score` of a file of pairs, imports and all; what it writes lies beside its input."""
-    words = ["score", "--model", run, "--input", str(source), "--output", str(source.with_suffix(".scored.jsonl"))]
+    """`aplot score` of a file of pairs, imports included; the output is written to the folder of its input."""
+    arguments = ["score", "--model", run, "--input", str(source), "--output", str(source.with_suffix(".scored.jsonl"))]
     started = time.perf_counter()
-    process = subprocess.Popen([sys.executable, "-m", "aplot_lightning", *words, *limit], stdout=sys.stderr)
-    _, status, usage = os.wait4(process.pid, 0)  # the usage of this child alone
+    process = subprocess.Popen([sys.executable, "-m", "aplot_lightning", *arguments, *limit], stdout=sys.stderr)
+    _, status, usage = os.wait4(process.pid, 0)  # the usage of this child only
     if status:
-        raise SystemExit(f"aplot {' '.join(words)}: exit {os.waitstatus_to_exitcode(status)}")
+        raise SystemExit(f"aplot {' '.join(arguments)}: exit {os.waitstatus_to_exitcode(status)}")
     return Spent(time.perf_counter() - started, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024)
 
 

@@ -1,20 +1,19 @@
-"""Our `fit` beside TRL's RewardTrainer: pairs per second and peak memory on the same pairs, model and optimizer batch.
+"""`fit` compared with TRL's RewardTrainer: speed and peak memory on the same pairs, model and optimizer batch.
 
     python benchmarks/throughput.py --data pairs.jsonl.gz --tokenizer path/to/smollm2 [--model small] [--rounds 3]
     python benchmarks/throughput.py --data pairs.jsonl.gz --tokenizer path/to/smollm2 --model pretrained --pairs 32
 
-Needs TRL (`pip install -e ".[benchmarks]"`). Every side is a process of its own and trains one epoch over the same
-drawn pairs (none longer than `--max_length`, which TRL would drop): Bradley-Terry, 16 pairs an optimizer batch, AdamW,
+Needs TRL (`pip install -e ".[benchmarks]"`). Every side is a separate process that trains one epoch on the
+same pairs (none longer than `--max_length`, which TRL would drop): Bradley-Terry, 16 pairs per optimizer batch, AdamW,
 norm clipping, no gradient checkpointing, float32 on a CPU and bf16 on a GPU. The clock runs from the start of training
-(or the end of the `--warmup` steps, for a GPU's compilers) to the end of the last step, data loading and the framework
-included; start-up and tokenisation are not in it. Sides
-alternate within a round. The table gives medians over rounds, and the medians of the ratios within a round, since
-machines drift.
+(or the end of the `--warmup` steps, for a GPU's compilers) to the end of the last step, with data loading and the
+framework, without start-up and tokenization. Sides alternate within a round. The table gives medians over rounds, and
+medians of the ratios within a round, since machines drift.
 
 - trl: RewardTrainer's own layout, both sides of `--trl_batch` pairs padded to the longest of them
 - trl grouped: the same with its length grouping (`train_sampling_strategy: group_by_length`)
 - fit padded: ours with `data.layout padded`, micro-batches sorted by length
-- fit: ours as it comes, packed rows with shared prefixes
+- fit: ours with its defaults, packed rows with shared prefixes
 """
 
 from __future__ import annotations
@@ -60,7 +59,7 @@ class LoopTimer(Callback):
 
 
 def now() -> float:
-    """The clock, once the device has done what it was told."""
+    """The clock after the device has finished its queued work."""
     import torch
 
     if torch.cuda.is_available():
@@ -138,7 +137,7 @@ def train_trl(options: argparse.Namespace, grouped: bool) -> None:
             disable_tqdm=True,
             train_sampling_strategy="group_by_length" if grouped else "random",
             length_column_name="size",
-            remove_unused_columns=False,  # the grouping would not find its lengths
+            remove_unused_columns=False,  # without it the grouping does not find the lengths
         )
         dataset = Dataset.from_dict({**columns, "size": [row["size"] for row in rows]})
         trainer = RewardTrainer(
@@ -151,7 +150,7 @@ def train_trl(options: argparse.Namespace, grouped: bool) -> None:
 
 
 def draw_pairs(options: argparse.Namespace, path: Path) -> None:
-    """Pairs drawn at random from those that fit, as whole messages, which TRL asks for."""
+    """Pairs drawn at random from those that fit, as messages, which TRL needs."""
     from transformers import AutoTokenizer
 
     from aplot_lightning.data.comparisons import RowError, parse_comparison
@@ -166,7 +165,7 @@ def draw_pairs(options: argparse.Namespace, path: Path) -> None:
             comparison = parse_comparison(row, where, "data")
         except RowError:
             continue
-        chosen, rejected = (list(comparison.responses[place]) for place in comparison.pairs[0])
+        chosen, rejected = (list(comparison.responses[index]) for index in comparison.pairs[0])
         prompt = list(comparison.prompt)
         lengths = [len(tokenizer.apply_chat_template(prompt + side)["input_ids"]) for side in (chosen, rejected)]
         if max(lengths) <= options.max_length:
@@ -203,7 +202,7 @@ def make_folder(options: argparse.Namespace, path: Path) -> str:
 
 
 def measure(side: str, options: argparse.Namespace) -> dict[str, float]:
-    """One side in a process of its own: pairs per second and peak memory in MiB."""
+    """Runs one side in a separate process: pairs per second and peak memory in MiB."""
     here = Path(__file__).resolve()
     command = [sys.executable, str(here), "--side", side]
     names = (

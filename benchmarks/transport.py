@@ -1,9 +1,9 @@
-"""What the transport margin costs: milliseconds for cost, plan and margin of n pairs, at the defaults of APLOT.
+"""The cost of the transport margin: milliseconds for cost, plan and margin of n pairs, at the defaults of APLOT.
 
     python benchmarks/transport.py [--sizes 32 128 512 2048 4096] [--rounds 5]
 
-Random rewards and embeddings of 576, float32, 50 iterations at most; medians over rounds. Memory is that of the n x n
-matrices: the cost, the plan and what the solver keeps of them.
+Random rewards and embeddings of width 576, float32, 50 iterations; medians over rounds. Memory is that of the n x n
+matrices: the cost, the plan and the solver's own.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[32, 128, 512, 2048, 4096])
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
-    seconds(32)  # what is imported on first use
+    seconds(32)  # imports on first use
     print(f"{date.today()}, {platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}\n")
     print("| pairs | transport | one n x n matrix |")
     print("|--:|--:|--:|")

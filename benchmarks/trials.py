@@ -1,19 +1,19 @@
-"""Short runs of a head on a frozen backbone, as a study starts them: seconds, processor seconds, what they go to.
+"""Short runs of a head on a frozen backbone, as a study starts them: seconds and processor seconds, by phase.
 
     python benchmarks/trials.py [--pairs 2000] [--trials 5] [--threads 1]
     python benchmarks/trials.py --data pairs.jsonl.gz --backbone path/to/model
 
-Without files, the pairs of the embedded preference world, and a decoder of 2 layers of 576 with random weights. A trial
-is `fit` with conf/frozen_head.yaml and APLOT: 3 epochs, 32 pairs an optimizer batch, a validation an epoch, and the
-held-out sets once at the end; prepared data and embeddings are on disk before the first that counts. Every way starts
-its trials one after another:
+Without files it uses pairs of the embedded preference world and a decoder of 2 layers of width 576 with random
+weights. A trial is `fit` with conf/frozen_head.yaml and APLOT: 3 epochs, 32 pairs per optimizer batch, a validation per
+epoch, and the held-out sets once at the end. Prepared data and embeddings are on disk before the first measured trial.
+Each way starts its trials one after another:
 
     a process each          python -m aplot_lightning fit ...
     forked                  from a process that has imported everything (open_launcher(preload=True))
     spare                   --report false --checkpoint_backbone false --checkpoint_keep 0
 
-Processor seconds are of all threads, and say more than the clock where a machine is shared. Those before training are
-imports, reading of options, building of the model and of the data; those after it the test sets, figures and report.
+Processor seconds are of all threads; on a shared machine they are more reliable than the clock. Those before training
+are imports, parsing of options, and building of model and data; those after it are test sets, figures and report.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Clock(Callback):
         print(PREFIX + json.dumps(values), flush=True)
 
 
-def words(options: argparse.Namespace, run_dir: Path, more: list[str]) -> list[str]:
+def fit_arguments(options: argparse.Namespace, run_dir: Path, more: list[str]) -> list[str]:
     return [
         *("fit", "--config", "conf/frozen_head.yaml", "--config", "conf/objective/aplot.yaml"),
         *("--model.backbone", options.backbone, "--model.pooling", options.pooling, "--data.train", options.sample),
@@ -66,7 +66,7 @@ def words(options: argparse.Namespace, run_dir: Path, more: list[str]) -> list[s
 
 
 def measure(options: argparse.Namespace, folder: Path, way: str) -> list[dict[str, float]]:
-    """The trials of one way, without a first that starts the server, or finds the disk's cache cold."""
+    """The trials of one way, without a first one that starts the server and warms the disk's cache."""
     from aplot_lightning.tuning.launch import open_launcher
 
     preload, more = WAYS[way]
@@ -75,13 +75,13 @@ def measure(options: argparse.Namespace, folder: Path, way: str) -> list[dict[st
         for trial in range(options.trials + 1):
             run_dir = folder / f"{way} {trial}"
             start, spent = time.perf_counter(), seconds_of_ended(launcher)
-            child = launcher.start(words(options, run_dir, more), log=run_dir.with_suffix(".log"))
+            child = launcher.start(fit_arguments(options, run_dir, more), log=run_dir.with_suffix(".log"))
             code = child.wait()
             values = {"clock": time.perf_counter() - start, "all": seconds_of_ended(launcher) - spent}
-            said = child.log.read_text()
+            output = child.log.read_text()
             if code:
-                sys.exit(f"{way} failed:\n{said[-2000:]}")
-            line = next(line for line in said.splitlines() if line.startswith(PREFIX))
+                sys.exit(f"{way} failed:\n{output[-2000:]}")
+            line = next(line for line in output.splitlines() if line.startswith(PREFIX))
             values |= json.loads(line.removeprefix(PREFIX))
             values["disk"] = sum(path.stat().st_size for path in run_dir.rglob("*") if path.is_file()) / 2**20
             if trial:

@@ -1,13 +1,14 @@
-"""Generation steered by a reward model: best-of-n, and reward-guided speculative decoding with two local models.
+"""Generation guided by a reward model: best-of-n, and reward-guided speculative decoding with two local models.
 
     python examples/steer.py --target HuggingFaceTB/SmolLM2-135M-Instruct --draft SMALLER_OR_THE_SAME --reward RUN \\
         --prompt "How do I keep bread fresh?" --n 8 --threshold 0.5
 
 --target and --draft are folders or hub names of causal language models, whose vocabularies may differ; --reward is a
-run directory, a checkpoint or an exported folder. A draft's step is kept where sigmoid((reward - middle) / width) of
-the response so far is at least the threshold. Here middle and width are the mean and the spread of the rewards of the n
-samples, so that 0.5 asks for what is usual of the target; with responses that are known to be right or wrong, a
-calibration on them is better. Prints the best of n samples of the target, then the steered response and who wrote what.
+run directory, a checkpoint or an exported folder. A step of the draft is kept if sigmoid((reward - middle) / width) of
+the response so far is at least the threshold. Here middle and width are the mean and the standard deviation of the
+rewards of the n samples, so that 0.5 is the average quality of the target. With responses known to be right or wrong,
+calibrate on them instead. Prints the best of n samples of the target, then the guided response with the author of each
+step.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def main() -> None:
     limits = {"max_tokens": options.max_tokens, "seed": options.seed}
     sampled = best_of_n(target, reward_model, options.prompt, options.n, **limits)
     rewards = [reward for reward in sampled.rewards if reward > float("-inf")]
-    say(f"best of {options.n}: reward {max(rewards):.3f}, mean {fmean(rewards):.3f}\n\n{sampled.response}\n")
+    write(f"best of {options.n}: reward {max(rewards):.3f}, mean {fmean(rewards):.3f}\n\n{sampled.response}\n")
 
     middle, width = fmean(rewards), pstdev(rewards) or 1.0
 
@@ -53,15 +54,15 @@ def main() -> None:
     steered = speculative_decode(
         draft, target, reward_model, options.prompt, options.threshold, calibration=calibrated, **limits
     )
-    say(
+    write(
         f"speculative: {steered.accepted} of {len(steered.steps)} steps are the draft's; the draft generated "
         f"{steered.draft_tokens} tokens ({steered.kept_draft_tokens} kept), the target {steered.target_tokens}\n"
     )
     for step in steered.steps:
-        say(f"[{step.by}, draft's step at {step.reward:.2f}] {step.text.strip()}")
+        write(f"[{step.by}, draft's step at {step.reward:.2f}] {step.text.strip()}")
 
 
-def say(text: str) -> None:
+def write(text: str) -> None:
     sys.stdout.write(f"{text}\n")
 
 

@@ -271,7 +271,7 @@ def test_equal_rows_get_equal_shares():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_limits_of_epsilon(dtype):
-    """A vast epsilon gives the independent coupling, a tiny one the best assignment."""
+    """A very large epsilon gives the independent coupling, a very small one the best assignment."""
     cost = torch.tensor([[0.1, 0.9, 0.8], [0.7, 0.2, 0.9], [0.6, 0.8, 0.3]], dtype=dtype)
     np.testing.assert_allclose(transport_plan(cost, epsilon=1e3), 1 / 9, atol=1e-4)
     np.testing.assert_allclose(transport_plan(cost, epsilon=1e-4), np.eye(3) / 3, atol=1e-6)

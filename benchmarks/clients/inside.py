@@ -1,4 +1,4 @@
-"""What runs in the clients' own environments, where this package is not installed. Called by run.py."""
+"""The part of run.py that runs in the clients' environments, where this package is not installed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def score_by_pipeline(folder: str, rows: list[list[dict[str, str]]]) -> list[flo
 
 
 def train_by_trl(name: str, folder: str, policy: str, prompts: list[str]) -> dict[str, Any]:
-    """Three steps of GRPO or RLOO with the folder as the reward; what was rewarded, and how."""
+    """Three steps of GRPO or RLOO with the folder as the reward; returns what was rewarded, and the rewards."""
     import torch
     import trl
     from datasets import Dataset
@@ -43,7 +43,7 @@ def train_by_trl(name: str, folder: str, policy: str, prompts: list[str]) -> dic
         learning_rate=1e-3,
         reward_weights=[1.0, 0.0],
         use_cpu=True,
-        bf16=False,  # its default would round the rewards too
+        bf16=False,  # the default would also round the rewards
         report_to=[],
         save_strategy="no",
         logging_steps=1,
@@ -62,7 +62,7 @@ def train_by_trl(name: str, folder: str, policy: str, prompts: list[str]) -> dic
 
 
 def run_rewardbench(words: list[str]) -> None:
-    """Rewardbench's own command; it moves its tokens to "cuda" always, so that without a GPU this is made a no-op."""
+    """Rewardbench's own command; it always moves its tokens to "cuda", which is made a no-op without a GPU."""
     import torch
     from transformers import BatchEncoding
 

@@ -1,14 +1,14 @@
-"""Other programs read an exported model, each in an environment of its own in which this package is not installed.
+"""Other programs read an exported model, each in its own environment without this package.
 
     python benchmarks/clients/run.py RUN [RUN ...] --pairs PAIRS.jsonl
 
-exports each run, scores pairs by this package, and compares with
+exports each run, scores pairs with this package, and compares with
 
 - transformers.pipeline, with the versions of constraints.txt,
 - TRL: three steps of GRPO and of RLOO of a tiny policy with the folder as its reward,
 - rewardbench 0.1.4, which pins transformers 4.51.0, by its own command on a local file.
 
-The environments are made in .tox/clients (about 3 GB, once) by pip's own settings.
+The environments are created once in .tox/clients (about 3 GB), with pip's settings.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ Messages = list[dict[str, str]]
 
 
 def environment(name: str, folder: Path) -> tuple[Path, dict[str, str]]:
-    """The Python of an environment, made if it is not there, and the versions in it."""
+    """The Python of an environment, created if missing, and the versions in it."""
     python = folder / name / "bin" / "python"
     if not python.exists():
         print(f"making {folder / name}", file=sys.stderr)
@@ -58,7 +58,7 @@ def environment(name: str, folder: Path) -> tuple[Path, dict[str, str]]:
 
 
 def ask(words: list[object], folder: Path) -> None:
-    """Runs a client; its output is shown only where it fails."""
+    """Runs a client; shows its output only if it fails."""
     settings = {**os.environ, "HF_HUB_OFFLINE": "1", "WANDB_MODE": "disabled", "PYTHONWARNINGS": "ignore"}
     settings.pop("PYTHONPATH", None)
     done = subprocess.run(
@@ -85,7 +85,7 @@ def read_pairs(path: str | None, count: int, model: RewardModel) -> list[list[Me
 
 
 def largest(client: str, found: list[float], expected: list[float]) -> str:
-    """The largest difference, as text; ends the program where a client gives other rewards."""
+    """The largest difference, as text; ends the program if a client gives other rewards."""
     assert len(found) == len(expected) > 0
     difference = max(abs(a - b) for a, b in zip(found, expected, strict=True))
     if not difference <= 1e-4:
@@ -94,7 +94,7 @@ def largest(client: str, found: list[float], expected: list[float]) -> str:
 
 
 def write_policy(folder: Path) -> Path:
-    """A tiny causal language model from scratch, with the world's words."""
+    """A tiny causal language model from scratch, with the world's vocabulary."""
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     from aplot_lightning.model.locate import ASSETS
@@ -131,7 +131,7 @@ def try_clients(run: str, path: str | None, count: int, pythons: dict[str, Path]
         table.append([f"TRL {name}", what, largest(name, told["rewards"], own(told["conversations"]))])
     whole = [dict(zip(SIDES, pair, strict=True)) for pair in pairs]
     (work / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in whole))
-    # it pads on the left, where an encoder has no first token to read: one row at a time for those
+    # it pads on the left, but an encoder reads the first token: one row at a time for encoders
     size = 8 if model.pooling == "last" else 1
     words = [
         "--model",

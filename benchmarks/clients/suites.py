@@ -2,10 +2,10 @@
 
     python benchmarks/clients/suites.py [--environments .tox/clients] [--tables 200] [--output suites.md]
 
-The package runs in an environment of its own (made by `run.py`'s recipe where it is not there). Both get the same
-rewards for as many rows as the public sets have (and for random parts of them), with ties among them, and must agree to
-1e-12 in every subset, section and score. The package has no function for the last averages of its leaderboard; these
-are written down here as `analysis/get_benchmark_results.py` has them, in NumPy, and run in that environment too.
+The package runs in its own environment, created as in `run.py` if missing. Both get the same rewards, with ties, for as
+many rows as the public sets have and for random parts of them, and must agree to 1e-12 in every subset, section and
+score. The package has no function for the final averages of its leaderboard; they are copied here in NumPy from
+`analysis/get_benchmark_results.py` and run in that environment too.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from aplot_lightning.evaluation.suites.rewardbench2 import COUNTS as COUNTS_2
 
 ROOT = Path(__file__).parents[2]
 TOLERANCE = 1e-12
-# what runs in the package's environment: rewards in, the package's figures out
+# runs in the package's environment: rewards in, the package's figures out
 THEIRS = """
 import json, sys
 import numpy as np

@@ -1,4 +1,4 @@
-"""Pools of responses whose true reward is known: what best-of-n samples from in the embedded world."""
+"""Pools of responses with a known true reward, from which best-of-n samples in the embedded world."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from aplot_lightning.data.world.preferences import FAULT_SHARE
 from aplot_lightning.data.world.qualities import qualities_of
 
 TOPICS = {"none": tuple(TRAIN_TOPICS), "new_topics": tuple(NEW_TOPICS)}
-CUE_SHARE = 0.3  # of the responses of training pairs begin with the stock phrase; here whatever they are worth
+CUE_SHARE = 0.3  # share that begins with the stock phrase, as in training, but whatever the quality
 MEASURED = ("gold", "answers", "facts", "arithmetic", "politeness", "fillers", "cue")
 
 
 @dataclass
 class Pool:
-    """N responses of one prompt, drawn as those of ordinary training pairs are, but each on its own.
+    """N independent responses of one prompt, drawn like the responses of ordinary training pairs.
 
     Attributes:
         prompt: the text.
-        texts: the different ones among the N, in the order in which they first occur.
-        text: (N,) int64, each sample's place in `texts`.
-        measured: (N, 7) float64, true reward and what it is made of, in the order of `MEASURED`, and the cue.
+        texts: the distinct texts, in the order in which they first occur.
+        text: (N,) int64, each sample's index in `texts`.
+        measured: (N, 7) float64, true reward, its components and the cue, in the order of `MEASURED`.
     """
 
     prompt: str
@@ -51,10 +51,10 @@ class Pool:
 
 
 def draw_pools(world: str, prompts: int, size: int, seed: int) -> list[Pool]:
-    """Pools of `prompts` different prompts; a smaller number of them is the beginning of a larger one."""
+    """Pools of `prompts` distinct prompts; fewer prompts are a prefix of more."""
     pools: dict[str, Pool] = {}
-    for place in range(10 * prompts):
-        random = np.random.default_rng([seed, list(TOPICS).index(world), place])
+    for index in range(10 * prompts):
+        random = np.random.default_rng([seed, list(TOPICS).index(world), index])
         scene = draw_scene(random, TOPICS[world], "plain")
         if len(pools) < prompts and scene.text() not in pools:
             pools[scene.text()] = _draw_pool(random, scene, size)
@@ -62,13 +62,13 @@ def draw_pools(world: str, prompts: int, size: int, seed: int) -> list[Pool]:
 
 
 def _draw_pool(random: np.random.Generator, scene: Scene, size: int) -> Pool:
-    places: dict[str, int] = {}
+    indices: dict[str, int] = {}
     text, measured = [], []
     for _ in range(size):
         reply = _draw_reply(random, scene)
-        text.append(places.setdefault(reply.text(scene), len(places)))
+        text.append(indices.setdefault(reply.text(scene), len(indices)))
         measured.append(_measure(scene, reply))
-    return Pool(scene.text(), list(places), np.array(text), np.array(measured))
+    return Pool(scene.text(), list(indices), np.array(text), np.array(measured))
 
 
 def _draw_reply(random: np.random.Generator, scene: Scene) -> Reply:

@@ -1,4 +1,4 @@
-"""What the curves say: a table with intervals over prompts and seeds, and a plot."""
+"""The study's report: a table with intervals over prompts and seeds, and a plot."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from aplot_lightning.inference.best_of_n import best_of_n_kl
 
 RESAMPLES = 2000
-SHARES = {"answers": "answers", "facts": "right facts", "arithmetic": "right number", "cue": "cue"}  # of what is chosen
+SHARES = {"answers": "answers", "facts": "right facts", "arithmetic": "right number", "cue": "cue"}  # of the chosen
 
 
 @dataclass
@@ -19,11 +19,11 @@ class Curves:
 
     Attributes:
         sizes: the n.
-        columns: names of what was measured: the standardised proxy, gold (the true reward), and what it is made of.
+        columns: names of the measurements: the standardized proxy, gold (the true reward), and its components.
         seeds: objective -> the seeds of its runs.
         values: objective -> (seeds, prompts, sizes, columns).
-        correlations: objective -> (seeds, prompts), of proxy and gold over the responses of one prompt.
-        oracle: (prompts, sizes), gold where gold itself is maximised.
+        correlations: objective -> (seeds, prompts), between proxy and gold over the responses of one prompt.
+        oracle: (prompts, sizes), gold if gold itself is maximized.
     """
 
     sizes: list[int]
@@ -39,10 +39,10 @@ class Curves:
 
 
 def resampled(values: np.ndarray) -> np.ndarray:
-    """(RESAMPLES, ...) means over the first two axes, seeds and prompts, each drawn anew with replacement.
+    """(RESAMPLES, ...) means over the first two axes, seeds and prompts, each resampled with replacement.
 
-    Both vary: another training seed gives another model, and other prompts other pools. With a single seed only prompts
-    are drawn.
+    Both vary: another seed gives another model, other prompts other pools. With a single seed only prompts are
+    resampled.
     """
     random = np.random.default_rng(0)
     seeds, prompts = values.shape[:2]
@@ -76,9 +76,9 @@ class Estimate:
 
 
 def lost_from_peak(curves: Curves, objective: str) -> tuple[int, Estimate | None]:
-    """The place of the n with the most gold, and what the largest n gives less than it; None where they are one.
+    """The index of the n with the most gold, and the change from there to the largest n; None if they are the same.
 
-    The peak's place is held fixed in the interval, although it was looked for.
+    The interval treats the peak's index as fixed, although it was selected.
     """
     gold = curves.of(objective, "gold")
     peak = int(gold.mean((0, 1)).argmax())
@@ -87,7 +87,7 @@ def lost_from_peak(curves: Curves, objective: str) -> tuple[int, Estimate | None
 
 
 def less_baseline(curves: Curves, objective: str, baseline: str) -> Estimate | None:
-    """Gold at the largest n less the baseline's, on the same prompts and the seeds that both have."""
+    """Gold at the largest n less the baseline's, on the same prompts and common seeds."""
     common = [seed for seed in curves.seeds[objective] if seed in curves.seeds[baseline]]
     if objective == baseline or not common:
         return None
@@ -98,11 +98,11 @@ def less_baseline(curves: Curves, objective: str, baseline: str) -> Estimate | N
 
 
 def table(curves: Curves) -> str:
-    """A line for each objective, and what the intervals say."""
+    """One row per objective, and a summary of the intervals."""
     sizes, last = curves.sizes, len(curves.sizes) - 1
-    shown = [place for place, n in enumerate(sizes) if n in (16, 256)] + [last]
+    shown = [index for index, n in enumerate(sizes) if n in (16, 256)] + [last]
     baseline = next(iter(curves.values))
-    heads = ["objective", "seeds", *(f"gold, n = {sizes[place]:,}" for place in shown), f"less {baseline}"]
+    heads = ["objective", "seeds", *(f"gold, n = {sizes[index]:,}" for index in shown), f"less {baseline}"]
     heads += ["peak at n", "gold there", "lost from there", "correlation", *SHARES.values()]
     lines = [f"| {' | '.join(heads)} |", "|---|" + "--:|" * (len(heads) - 1)]
     losing, apart = [], []
@@ -112,26 +112,26 @@ def table(curves: Curves) -> str:
         less = less_baseline(curves, objective, baseline)
         losing += [objective] if lost and lost.high < 0 else []
         apart += [f"{objective} ({less.mean:+.2f})"] if less and less.low * less.high > 0 else []
-        cells = [objective, str(len(gold)), *(Estimate.of(gold[..., place]).text() for place in shown)]
+        cells = [objective, str(len(gold)), *(Estimate.of(gold[..., index]).text() for index in shown)]
         cells.append(less.text(signed=True) if less else "")
         cells += [f"{sizes[peak]:,}", f"{gold[..., peak].mean():.2f}", lost.text(signed=True) if lost else "0"]
         cells.append(f"{curves.correlations[objective].mean():.2f}")
         cells += [f"{curves.of(objective, name)[..., last].mean():.2f}" for name in SHARES]
         lines.append(f"| {' | '.join(cells)} |")
     best = curves.oracle.mean(0)
-    cells = ["*true reward*", "", *(f"{best[place]:.2f}" for place in shown), "", f"{sizes[-1]:,}", f"{best[-1]:.2f}"]
+    cells = ["*true reward*", "", *(f"{best[index]:.2f}" for index in shown), "", f"{sizes[-1]:,}", f"{best[-1]:.2f}"]
     lines.append(f"| {' | '.join([*cells, '', '1.00', *[''] * len(SHARES)])} |")
     start = curves.of(baseline, "gold")[..., 0].mean()
-    said = (
+    summary = (
         f"A single response (n = 1) has {start:.2f}. Gold falls from its peak, beyond the interval, under "
         f"{', '.join(losing) or 'none'} of {len(curves.values)}; at n = {sizes[-1]:,} the interval of the difference "
         f"to {baseline} leaves out 0 for {', '.join(apart) or 'none'}."
     )
-    return "\n".join([*lines, "", said])
+    return "\n".join([*lines, "", summary])
 
 
 def plot(found: dict[str, Curves], path: Path) -> None:
-    """A row of two panels for each set: gold, and the standardised proxy, over KL."""
+    """A row of two panels for each set: gold, and the standardized proxy, over KL."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -141,13 +141,13 @@ def plot(found: dict[str, Curves], path: Path) -> None:
     figure, axes = plt.subplots(len(found), 2, figsize=(11, 4.2 * len(found)), squeeze=False, layout="constrained")
     for row, (world, curves) in zip(axes, found.items(), strict=True):
         kl = [best_of_n_kl(n) for n in curves.sizes]
-        for place, objective in enumerate(curves.values):
-            colour = plt.get_cmap("tab10" if len(curves.values) <= 10 else "tab20")(place)
+        for index, objective in enumerate(curves.values):
+            color = plt.get_cmap("tab10" if len(curves.values) <= 10 else "tab20")(index)
             for axis, column in zip(row, ("gold", "proxy"), strict=True):
                 values = curves.of(objective, column)
                 low, high = interval(resampled(values))
-                axis.plot(kl, values.mean((0, 1)), color=colour, label=objective, lw=1.6)
-                axis.fill_between(kl, low, high, color=colour, alpha=0.08, lw=0)
+                axis.plot(kl, values.mean((0, 1)), color=color, label=objective, lw=1.6)
+                axis.fill_between(kl, low, high, color=color, alpha=0.08, lw=0)
         row[0].plot(kl, curves.oracle.mean(0), color="black", ls=":", label="true reward")
         name = {"none": "training world", "new_topics": "new topics"}[world]
         row[0].set(title=f"{name}: true reward of best-of-n", ylabel="true reward")

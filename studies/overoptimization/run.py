@@ -1,11 +1,11 @@
-"""Best-of-n against the true reward: how far can a reward model be optimised before it misleads?
+"""Best-of-n against the true reward: how far can a reward model be optimized before it misleads?
 
     python studies/overoptimization/run.py --runs RUNS [--objectives bt,aplot,...] [--sets none,new_topics]
         [--prompts 32] [--samples 10000] [--scores runs/overoptimization] [--report true]
 
-RUNS holds RUNS/OBJECTIVE/seedK, runs of conf/quickstart.yaml with a file of conf/objective/ (`aplot compare` makes
-them). Scores are kept in --scores, so a study that was stopped, or that gets further runs, goes on where it was. Writes
-the tables into README.md in --output (this folder), between its markers, and plot.png. --report true scores nothing.
+RUNS holds RUNS/OBJECTIVE/seedK, runs of conf/quickstart.yaml with a file of conf/objective/ (from `aplot compare`).
+Scores are kept in --scores, so a stopped study resumes, also with additional runs. Writes the tables into README.md in
+--output (this folder), between its markers, and plot.png. --report true scores nothing.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from aplot_lightning.inference.vote_curve import powers_of_two
 
 HERE = Path(__file__).parent
 BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
-SEED = 7  # of prompts and responses; training and test sets of the quickstart have 1 and 2
-BATCH = 64  # responses in a packed row; of 16 to 1,024 the fastest on one core
+SEED = 7  # seed of prompts and responses; the quickstart's training and test sets use 1 and 2
+BATCH = 64  # responses in a packed row; the fastest from 16 to 1,024 on one core
 
 
 def main() -> None:
@@ -73,10 +73,10 @@ def find_runs(folder: Path, objectives: Sequence[str] | None) -> dict[tuple[str,
 def score_all(
     pools: list[Pool], world: str, checkpoints: dict[tuple[str, int], Path], options: argparse.Namespace
 ) -> dict[tuple[str, int], np.ndarray]:
-    """(objective, seed) -> rewards of all different texts, pool after pool.
+    """(objective, seed) -> rewards of all distinct texts, pool after pool.
 
-    Kept in a folder for each checkpoint's content, a file for each pool, so that nothing is scored twice and little is
-    lost when it is stopped. --report leaves out runs that are not scored on all pools.
+    Kept in one folder per checkpoint digest with one file per pool, so that nothing is scored twice and little is lost
+    if the script is stopped. --report leaves out runs that are not scored on all pools.
     """
     import torch
 
@@ -84,7 +84,7 @@ def score_all(
 
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     names = [hashlib.sha256(repr((pool.prompt, pool.texts)).encode()).hexdigest()[:12] for pool in pools]
-    rows: dict[str, list[np.ndarray]] = {}  # every run has the world's tokenizer
+    rows: dict[str, list[np.ndarray]] = {}  # every run uses the world's tokenizer
     scores = {}
     for (objective, seed), checkpoint in checkpoints.items():
         digest = hashlib.sha256(checkpoint.read_bytes()).hexdigest()[:12]

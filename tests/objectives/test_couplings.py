@@ -15,6 +15,7 @@ from aplot_lightning.objectives import (
     ConstantMargin,
     Hinge,
     Identity,
+    Norm,
     Objective,
     Probit,
     Quality,
@@ -126,6 +127,8 @@ def test_components_that_belong_to_single_pairs_are_refused():
     assert not Objective(coupling=Sorted()).separable
     with pytest.raises(ValueError, match=r"^Sorted breaks pairs up: it must be used with NoMargin or ConstantMargin"):
         Objective(coupling=Sorted(), margin=ColumnMargin())
+    with pytest.raises(ValueError, match=r"^Sorted breaks pairs up: it must be used without a weighting"):
+        Objective(coupling=Sorted(), weighting=Norm())
     for options in ({"link": Probit("model")}, {"link": BetaLink()}, {"target": Quality()}):
         with pytest.raises(ValueError, match=r"^Sorted .* must be used without (Probit|BetaLink|Quality)"):
             Objective(coupling=Sorted(), **options)

@@ -31,7 +31,7 @@ EVERY = MIXING | {"fidelity": Fidelity(), "fidelity-model": Fidelity("model")}
 
 
 def side(values=None, n=0, dtype=torch.float64) -> Scores:
-    """Scores of n responses whose variance and confidence are `values`, else 1."""
+    """Scores of n responses with `values` as variance and confidence, or 1."""
     values = torch.ones(n, dtype=dtype) if values is None else torch.as_tensor(values, dtype=dtype)
     zeros = torch.zeros(len(values), dtype=dtype)
     return Scores({"rewards": zeros, "embeddings": zeros[:, None], "variance": values, "confidence": values})

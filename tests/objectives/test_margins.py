@@ -230,7 +230,7 @@ def test_queue_advances_once_a_step_only_while_training(make_batch):
 
 
 def test_a_step_of_the_queue_is_one_pass_over_the_micro_batches(make_batch):
-    """Through the trainer's own step: as many forward passes and queued responses as there are."""
+    """By the trainer's own step: one forward per micro-batch, and every rejected response in the queue."""
     from aplot_lightning.training.gradient_cache import whole_batch_step
     from aplot_lightning.types import Batch
 

@@ -91,7 +91,7 @@ def test_gradient_comes_through_the_gaps_alone_when_margins_are_detached(make_ba
 
 @pytest.mark.parametrize("name", EVERY)
 def test_gradcheck_of_the_whole_loss(make_batch, name):
-    """The transport plan is held fixed: its own dependence on the scores is left out, so it is frozen here."""
+    """The gradient treats the transport plan as a constant, so the plan is frozen here."""
     scores, pairs = make_batch(3, **{column: values[:3] for column, values in COLUMNS.items()})
     objective = EVERY[name]
     if name in TRANSPORT:
@@ -126,7 +126,7 @@ class FrozenPlan(Margin):
 
 
 def losses_of_each_pair(objective: Objective, scores: Scores, pairs: Pairs) -> list[torch.Tensor]:
-    """Each pair's loss in the batch: a weight of 1 on it and 0 on the others picks it out of the mean."""
+    """Each pair's loss in the batch, selected by a weight of 1 on it and 0 on the others."""
     losses = []
     for i in range(len(pairs)):
         weight = torch.zeros(len(pairs))

@@ -51,7 +51,7 @@ def test_norm_is_the_running_average_over_each_pairs_own_distance(make_batch):
 
 
 def test_norm_gives_every_pair_the_same_head_gradient_but_for_its_error(make_batch):
-    """What the source is for: ‖∂(f ℓ)/∂(head weights)‖ = (1 - σ(Δ)) · average."""
+    """The purpose of the method: ‖∂(f ℓ)/∂(head weights)‖ = (1 - σ(Δ)) · average."""
     scores, pairs = make_batch(6)
     factors, _, _ = factors_of(component := Norm(), scores, pairs)
     head = nn.Linear(6, 1, bias=False, dtype=torch.float64)
@@ -148,7 +148,7 @@ def test_min_norm_against_slsqp_and_its_optimality_conditions(count, width, seed
 @settings(deadline=None, max_examples=30)
 @given(angle=st.floats(0.05, 3.1), length=st.floats(1e-6, 1e6))
 def test_min_norm_of_two_by_the_closed_form(angle, length):
-    """Sener and Koltun 2018, equation 4, for normalised gradients: the middle of the two, whatever their lengths."""
+    """Sener and Koltun 2018, equation 4, for normalized gradients: the middle of the two, whatever their lengths."""
     a = np.array([1.0, 0.0])
     b = np.array([np.cos(angle), np.sin(angle)])
     weight = np.clip((b - a) @ b / ((a - b) @ (a - b)), 0, 1)
@@ -292,7 +292,7 @@ def double_loop_cost(scores, pairs, c=1.0):
 
 
 def by_linear_programming(cost, share, mass):
-    """The plan by scipy: minimise ⟨T, C⟩ with row and column sums at most `share` and `mass` in all."""
+    """The plan by scipy: minimize ⟨T, C⟩ with row and column sums at most `share` and `mass` in all."""
     n = len(share)
     rows, columns = np.kron(np.eye(n), np.ones(n)), np.kron(np.ones(n), np.eye(n))
     limits = {"A_ub": np.concatenate([rows, columns]), "b_ub": np.concatenate([share, share])}
@@ -334,7 +334,7 @@ def test_partial_transport_keeps_its_mass(make_batch, n, seed, mass):
 @settings(deadline=None, max_examples=15)
 @given(seed=st.integers(0, 1000))
 def test_partial_transport_is_symmetric_in_the_two_sides(make_batch, seed):
-    """A pair (chosen, rejected, t) and the pair (rejected, chosen, 1 - t) say the same."""
+    """A pair (chosen, rejected, t) and the pair (rejected, chosen, 1 - t) are equivalent."""
     scores, pairs = make_batch(6, seed, target=[1, 0.8, 0.6, 0.1, 1, 0.9])
     turn = torch.tensor([True, False, True, False, False, True])
     target = pairs.columns["target"]
@@ -349,9 +349,9 @@ def test_partial_transport_is_symmetric_in_the_two_sides(make_batch, seed):
 
 @pytest.mark.parametrize("known", [False, True])
 def test_partial_transport_drops_flipped_labels(known):
-    """Clusters of ten like pairs, one of each labeled the wrong way round: these are what is left out.
+    """Clusters of ten similar pairs with one wrong label each: the weighting leaves out the wrong ones.
 
-    With `known`, the model has learned the flipped labels by heart: their own predictions do not speak for them.
+    With `known`, the model has memorized the wrong labels; a pair's own prediction must not confirm it.
     """
     generator = torch.Generator().manual_seed(0)
     centers = torch.randn(4, 8, generator=generator)
@@ -385,7 +385,7 @@ def test_partial_transport_edges(make_batch):
 
 
 def test_partial_row_mass_of_a_problem_solved_by_hand():
-    """Rows 0 and 1 want column 1 and 0, row 2 is dear: with 2/3 of the mass it is left out."""
+    """Rows 0 and 1 prefer columns 1 and 0 and row 2 is expensive: with 2/3 of the mass it is left out."""
     cost = torch.tensor([[9.0, 0.1, 5.0], [0.2, 9.0, 5.0], [4.0, 4.0, 9.0]], dtype=torch.float64)
     share = torch.full((3,), 1 / 3, dtype=torch.float64)
     np.testing.assert_allclose(partial_row_mass(cost, share, 2 / 3), [1 / 3, 1 / 3, 0], atol=1e-12)
