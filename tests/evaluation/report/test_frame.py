@@ -6,11 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from aplot_lightning.evaluation.report import read_run
 from aplot_lightning.evaluation.report.frame import correct_frame, metrics_frame, paired, set_kinds
 from aplot_lightning.evaluation.report.groups import Group
-from tests.evaluation.report.conftest import write_parquet
 
 MakeRun = Callable[..., Path]
 
@@ -24,7 +25,7 @@ def with_pairs(run: Path, ids: list[str], gaps: list[float], targets: list[float
         "rejected_reward": np.zeros(len(gaps)),
         "target": np.array(targets),
     }
-    write_parquet(run / "predictions" / "id.parquet", columns)
+    pq.write_table(pa.table(columns), run / "predictions" / "id.parquet")
     return Group(run.name, {0: read_run(run)})
 
 

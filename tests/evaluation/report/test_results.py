@@ -86,8 +86,6 @@ def test_figures_are_means_of_the_runs_own(table: GroupResults, groups: dict[str
             for metric in ("hard_accuracy", "ece", "log_loss", "length_correlation"):
                 values = list(table.values(group, name, metric).values())
                 assert np.mean(values) == pytest.approx(np.mean([entry[metric] for entry in entries]))
-                    np.mean([entry[metric] for entry in entries])
-                )
         mean = table.result(group, "OOD mean")
         assert mean.accuracy is not None
         assert mean.accuracy.value == pytest.approx(np.mean([each["ood_mean"]["accuracy"] for each in metrics]))
