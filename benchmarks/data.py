@@ -136,8 +136,8 @@ def write_pairs(options: argparse.Namespace) -> None:
             real.append((comparison.prompt, comparison.responses[winner], comparison.responses[loser]))
     with Path(options.file).open("w", encoding="utf-8") as file:
         for number in range(options.pairs):
-            copy, place = divmod(number, len(real))
-            columns = zip(("prompt", "chosen", "rejected"), real[place], strict=True)
+            copy, index = divmod(number, len(real))
+            columns = zip(("prompt", "chosen", "rejected"), real[index], strict=True)
             row = {name: with_word(messages, copy) for name, messages in columns}
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
 

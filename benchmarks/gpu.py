@@ -121,7 +121,7 @@ def environment() -> dict[str, str]:
 
 def last_line(path: Path) -> str:
     lines = [line for line in path.read_text(errors="replace").splitlines() if line.strip()]
-    return lines[-1][:300] if lines else "it said nothing"
+    return lines[-1][:300] if lines else "no output"
 
 
 def free() -> None:
@@ -187,7 +187,7 @@ def draw(options: argparse.Namespace, length: int, joined: bool) -> tuple[str, f
 
     def sides(at: int) -> tuple[list[Any], ...]:
         comparison = found[at]
-        return list(comparison.prompt), *(list(comparison.responses[place]) for place in comparison.pairs[0])
+        return list(comparison.prompt), *(list(comparison.responses[index]) for index in comparison.pairs[0])
 
     def size(at: int) -> int:
         if at not in sizes:
@@ -426,14 +426,14 @@ def fit(arguments: list[str], warm: int) -> dict[str, Any]:
 
     free()
     Meter.result = None
-    said = io.StringIO()
+    output = io.StringIO()
     code: int | None = None
-    with contextlib.suppress(Measured), contextlib.redirect_stderr(said):
+    with contextlib.suppress(Measured), contextlib.redirect_stderr(output):
         code = main([*arguments, "--trainer.callbacks+=gpu.Meter", f"--trainer.callbacks.warm={warm}"])
     if Meter.result is not None:
         return Meter.result
-    lines = [line for line in said.getvalue().splitlines() if line.startswith("aplot: ")]
-    return {"error": f"exit code {code}: {lines[-1] if lines else said.getvalue()[-300:]}"}
+    lines = [line for line in output.getvalue().splitlines() if line.startswith("aplot: ")]
+    return {"error": f"exit code {code}: {lines[-1] if lines else output.getvalue()[-300:]}"}
 
 
 def fit_arguments(options: argparse.Namespace, run: str, sample: str, length: int, **given: Any) -> list[str]:

@@ -22,7 +22,6 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from aplot_lightning.argument_errors import one_line
 from aplot_lightning.data.datamodule import PreferenceDataModule
 from aplot_lightning.errors import UserError
-from aplot_lightning.evaluation.report import compare_runs
 from aplot_lightning.exit_codes import INTERRUPTED, TERMINATED
 from aplot_lightning.files import replacing
 from aplot_lightning.training.callbacks import MarginDiagnostics, Throughput
@@ -238,7 +237,9 @@ class AplotCLI(LightningCLI):
 
     @rank_zero_only
     def _print_table(self) -> None:
-        print(f"\n{compare_runs([self.run_dir]).text()}")
+        from aplot_lightning.evaluation.report import compare_runs, runs_text
+
+        print(f"\n{runs_text(compare_runs([self.run_dir]))}")
         if self.record.report:
             print(f"\nreport: {self.run_dir / 'report.md'}")
 

@@ -303,7 +303,7 @@ class RewardModelingModule(EvaluationModule):
         """Sets one seed per step and rank, so that a resumed run draws the dropout masks of an undisturbed one."""
         data = getattr(self.trainer, "datamodule", None)
         words = [getattr(data, "seed", 0), self.global_step, self.global_rank]
-        seed = int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> 1)
+        seed = int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0]) >> 1
         if self.device.type == "cpu":
             torch.default_generator.manual_seed(seed)  # the other formats a traceback for CUDA each time: 0.7 ms
         else:

@@ -17,8 +17,17 @@ from scipy import stats
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from aplot_lightning.errors import UserError
-from aplot_lightning.evaluation.report import compare_runs, read_run
-from aplot_lightning.evaluation.report.groups import FamilyTable, compare_groups, robustness_table
+from aplot_lightning.evaluation.report import (
+    GroupResults,
+    compare_groups,
+    compare_runs,
+    groups_page,
+    groups_text,
+    read_run,
+    robustness_table,
+    sentences,
+    write_csv,
+)
 from aplot_lightning.evaluation.statistics import holm
 
 MakeRun = Callable[..., Path]
@@ -54,11 +63,12 @@ def groups(make_run: MakeRun, kept: Path) -> dict[str, list[Path]]:
 
 
 @pytest.fixture
-def table(groups: dict[str, list[Path]]) -> FamilyTable:
+def table(groups: dict[str, list[Path]]) -> GroupResults:
     return compare_groups(groups)
 
 
-def test_figures_are_means_of_the_runs_own(table: FamilyTable, groups: dict[str, list[Path]]) -> None:
+def test_figures_are_means_of_the_runs_own(table: GroupResults, groups: dict[str, list[Path]]) -> None:
+    assert list(table.sets) == ["validation", "id", *sorted(OOD), "OOD mean"]
     assert table.sets == {
         "validation": "validation",
         "id": "id",
@@ -69,41 +79,39 @@ def test_figures_are_means_of_the_runs_own(table: FamilyTable, groups: dict[str,
         metrics = [read_run(path).metrics for path in paths]
         for name in ("id", *OOD):
             entries = [each["id"] if name == "id" else each["ood"][name] for each in metrics]
-            cell = table.cell(group, name)
+            cell = table.result(group, name)
             assert cell.accuracy is not None
             assert cell.accuracy.value == pytest.approx(np.mean([entry["accuracy"] for entry in entries]))
             assert (cell.accuracy.pairs, cell.accuracy.seeds) == (240, 3)
             for metric in ("hard_accuracy", "ece", "log_loss", "length_correlation"):
-                assert cell.metric(metric) == pytest.approx(np.mean([entry[metric] for entry in entries]))
-        mean = table.cell(group, "OOD mean")
+                values = list(table.values(group, name, metric).values())
+                assert np.mean(values) == pytest.approx(np.mean([entry[metric] for entry in entries]))
+        mean = table.result(group, "OOD mean")
         assert mean.accuracy is not None
         assert mean.accuracy.value == pytest.approx(np.mean([each["ood_mean"]["accuracy"] for each in metrics]))
         eces = [[each["ood"][name]["ece"] for name in OOD] for each in metrics]
-        assert mean.metric("ece") == pytest.approx(np.mean(eces))
+        assert np.mean([*table.values(group, "OOD mean", "ece").values()]) == pytest.approx(np.mean(eces))
     assert table.notes == []
 
 
 def test_one_run_a_group_is_compare_runs(make_run: MakeRun) -> None:
     paths = [make_run("bt", seed=1), make_run("aplot", seed=2)]
     known, found = compare_runs(paths), compare_groups({path.name: [path] for path in paths})
-    for row in known.rows:
-        one, other = found.cell("bt", row.name), found.cell("aplot", row.name)
-        assert one.accuracy is not None
-        assert other.difference is not None
-        assert one.difference is None
-        assert (one.accuracy.value, one.accuracy.interval) == (row.accuracies[0].value, row.accuracies[0].interval)
-        assert other.difference.interval == pytest.approx(row.differences[0].interval)
-        assert other.difference.p_value == other.difference.p_prompts
-    said = "Every group has one seed: intervals and p-values are over prompts only and say nothing of other seeds."
-    assert said in found.text()
-    assert said in found.markdown()
+    for key, result in known.results.items():
+        assert found.results[key] == result
+    difference = found.result("aplot", "id").difference
+    assert difference is not None
+    assert difference.p_value == difference.p_prompts
+    note = "Every group has one seed: intervals and p-values are over prompts only and say nothing of other seeds."
+    assert note in groups_text(found)
+    assert note in groups_page(found)
 
 
-def test_differences_are_of_the_same_seeds_and_pairs(table: FamilyTable, groups: dict[str, list[Path]]) -> None:
+def test_differences_are_of_the_same_seeds_and_pairs(table: GroupResults, groups: dict[str, list[Path]]) -> None:
     differences = np.stack(
         [correct(a, "id") - correct(b, "id") for a, b in zip(groups["margin"], groups["bt"], strict=True)]
     )
-    found = table.cell("margin", "id").difference
+    found = table.result("margin", "id").difference
     assert found is not None
     assert found.value == pytest.approx(differences.mean())
     prompts = pq.read_table(groups["bt"][0] / "predictions" / "id.parquet")["prompt"].to_numpy()
@@ -119,7 +127,7 @@ def test_differences_are_of_the_same_seeds_and_pairs(table: FamilyTable, groups:
 
 def test_a_seed_that_is_missing_shifts_no_other(groups: dict[str, list[Path]]) -> None:
     found = compare_groups({"bt": groups["bt"], "aplot": [groups["aplot"][2], groups["aplot"][1]]})
-    cell = found.cell("aplot", "id")
+    cell = found.result("aplot", "id")
     assert cell.difference is not None
     expected = [correct(groups["aplot"][k], "id") - correct(groups["bt"][k], "id") for k in (1, 2)]
     assert cell.difference.seeds == 2
@@ -131,7 +139,7 @@ def test_runs_of_other_or_unknown_seeds_are_paired_by_place(make_run: MakeRun) -
     bt = [set_seed(make_run(f"bt/{k}", seed=k), k) for k in range(2)]
     aplot = [set_seed(make_run(f"aplot/{k}", seed=9 + k), 9 + k) for k in range(2)]
     found = compare_groups({"bt": bt, "aplot": aplot})
-    difference = found.cell("aplot", "id").difference
+    difference = found.result("aplot", "id").difference
     assert difference is not None
     assert difference.value == pytest.approx(
         np.mean([correct(a, "id") - correct(b, "id") for a, b in zip(aplot, bt, strict=True)])
@@ -141,23 +149,23 @@ def test_runs_of_other_or_unknown_seeds_are_paired_by_place(make_run: MakeRun) -
     assert compare_groups({"bt": unknown, "same": unknown}).notes == []
 
 
-def test_holm_is_over_id_and_ood_mean_of_all_groups(table: FamilyTable) -> None:
+def test_holm_is_over_id_and_ood_mean_of_all_groups(table: GroupResults) -> None:
     tested = [(group, name) for group in ("aplot", "margin") for name in ("id", "OOD mean")]
-    differences = [table.cell(*each).difference for each in tested]
+    differences = [table.result(*each).difference for each in tested]
     assert [each.p_holm for each in differences] == holm([each.p_value for each in differences])
-    assert all(table.cell("aplot", name).difference.p_holm is None for name in ("validation", *OOD))
+    assert all(table.result("aplot", name).difference.p_holm is None for name in ("validation", *OOD))
     assert differences[0].p_holm < 0.01 < differences[2].p_value
-    assert table.sentences()[0] == (
+    assert sentences(table)[0] == (
         f"ID: of 2 others 1 differs from bt after Holm correction; better: aplot (+{differences[0].value:.3f})."
     )
-    assert table.sentences()[1] == "OOD mean: of 2 others none differs from bt after Holm correction."
-    assert "corrected for the 4 differences" in table.markdown()
+    assert sentences(table)[1] == "OOD mean: of 2 others none differs from bt after Holm correction."
+    assert "corrected for the 4 differences" in groups_page(table)
 
 
 def test_sentences_name_what_is_worse_and_a_single_other(groups: dict[str, list[Path]]) -> None:
     table = compare_groups({name: groups[name] for name in ("aplot", "bt", "margin")})
-    assert "2 differ from aplot after Holm correction; worse: bt (-0." in table.sentences()[0]
-    alone = compare_groups({name: groups[name] for name in ("bt", "aplot")}).sentences()
+    assert "2 differ from aplot after Holm correction; worse: bt (-0." in sentences(table)[0]
+    alone = sentences(compare_groups({name: groups[name] for name in ("bt", "aplot")}))
     assert alone[0].startswith("ID: aplot differs from bt after Holm correction (+0.1")
     assert alone[1].startswith("OOD mean: aplot does not differ from bt after Holm correction (")
 
@@ -170,12 +178,12 @@ def test_pairs_that_not_all_have_are_left_out_and_a_note_says_so(groups: dict[st
     whole = pq.read_table(path)
     pq.write_table(whole.take(list(range(239, 99, -1))), path)
     found = compare_groups(groups)
-    cell = found.cell("aplot", "id")
+    cell = found.result("aplot", "id")
     assert cell.accuracy is not None
     assert cell.difference is not None
     assert cell.accuracy.pairs == cell.difference.pairs == 140
     columns = [correct(groups["aplot"][0], "id")[100:], correct(groups["aplot"][1], "id")[::-1]]
-    assert cell.metrics["accuracy"].keys() == {0, 1, 2}
+    assert found.values("aplot", "id", "accuracy").keys() == {0, 1, 2}
     expected = np.mean([*columns, correct(groups["aplot"][2], "id")[100:]])
     assert cell.accuracy.value == pytest.approx(expected)
     assert found.notes == ["id: bt has 240 pairs and aplot 140; their difference is on the 140 that both have."]
@@ -186,15 +194,15 @@ def test_groups_and_runs_without_figures_do_not_spoil_the_others(make_run: MakeR
     aplot = [set_seed(make_run("aplot/0", seed=5), 0), set_seed(make_run("aplot/1", bare=True), 1)]
     bare = [set_seed(make_run("bare/0", bare=True), 0)]
     found = compare_groups({"bt": bt, "aplot": aplot, "bare": bare})
-    assert found.cell("bare", "id").accuracy is None
-    assert found.cell("bare", "OOD mean").difference is None
+    assert found.result("bare", "id").accuracy is None
+    assert found.result("bare", "OOD mean").difference is None
     for name in ("id", "OOD mean"):
-        difference = found.cell("aplot", name).difference
+        difference = found.result("aplot", name).difference
         assert difference is not None
         assert difference.seeds == 1
     assert "bare was not evaluated." in found.notes
     assert "id: aplot was evaluated in 1 of its 2 runs." in found.notes
-    for text in (found.text(), found.markdown()):
+    for text in (groups_text(found), groups_page(found)):
         assert "bare" in text
 
 
@@ -202,39 +210,39 @@ def test_sets_that_not_every_group_has(make_run: MakeRun) -> None:
     first = make_run("bt", sets={"id": 0.8, "a": 0.7, "only_bt": 0.2})
     second = make_run("aplot", sets={"id": 0.8, "a": 0.6})
     found = compare_groups({"bt": [first], "aplot": [second]})
-    assert found.cell("aplot", "only_bt").accuracy is None
-    mean, own = found.cell("aplot", "OOD mean"), found.cell("aplot", "a")
+    assert found.result("aplot", "only_bt").accuracy is None
+    mean, own = found.result("aplot", "OOD mean"), found.result("aplot", "a")
     assert mean.accuracy == own.accuracy
-    assert mean.metrics["ece"] == own.metrics["ece"]
+    assert found.values("aplot", "OOD mean", "ece") == found.values("aplot", "a", "ece")
     assert found.notes == ["OOD mean leaves out only_bt, which not every group has."]
 
 
-def test_text_and_markdown(table: FamilyTable) -> None:
-    header, rule, *rows = table.text().split("\n")
+def test_text_and_markdown(table: GroupResults) -> None:
+    header, rule, *rows = groups_text(table).split("\n")
     assert header.split() == ["seeds", "ID", "-", "bt", "p", "(Holm)", "OOD", "mean", "-", "bt", "p", "(Holm)"]
     assert set(rule) == {"-"}
     assert max(map(len, rows)) <= 110
     assert [row.split()[0] for row in rows] == ["bt", "aplot", "margin"]
-    page = table.markdown(["plots/differences.png"])
+    page = groups_page(table, ["plots/differences.png"])
     for heading in ("## Answers", "## Accuracy", "## Cost", "## Every set", "### reversed_cue", "## How to read this"):
         assert f"{heading}\n" in page
     assert "### validation (selects)" in page
     assert "(plots/differences.png)" in page
-    cell = table.cell("aplot", "id")
+    cell = table.result("aplot", "id")
     assert f"| aplot | 3 | {cell.accuracy.value:.3f} [{cell.accuracy.interval[0]:.3f}," in page
     assert "| 300 | - (no" not in page
 
 
 def test_names_are_no_markup(make_run: MakeRun) -> None:
     runs = {"b|t": [make_run("bt", seed=1)], "*a*": [make_run("aplot", seed=2)]}
-    page = compare_groups(runs).markdown()
+    page = groups_page(compare_groups(runs))
     assert r"b\|t" in page
     assert "| b|t" not in page
     assert r"| \*a\* |" in page
 
 
-def test_csv_holds_every_value_and_every_statistic(table: FamilyTable, tmp_path: Path) -> None:
-    values_path, estimates_path = table.write_csv(tmp_path / "new" / "table.csv")
+def test_csv_holds_every_value_and_every_statistic(table: GroupResults, tmp_path: Path) -> None:
+    values_path, estimates_path = write_csv(table, tmp_path / "new" / "table.csv")
     assert estimates_path.name == "table_estimates.csv"
     with values_path.open(newline="") as file:
         values = {(row["group"], row["seed"], row["set"], row["metric"]): row["value"] for row in csv.DictReader(file)}
@@ -246,7 +254,7 @@ def test_csv_holds_every_value_and_every_statistic(table: FamilyTable, tmp_path:
     with estimates_path.open(newline="") as file:
         rows = {(row["group"], row["set"], row["metric"]): row for row in csv.DictReader(file)}
     found = rows["aplot", "OOD mean", "difference"]
-    difference = table.cell("aplot", "OOD mean").difference
+    difference = table.result("aplot", "OOD mean").difference
     assert [float(found[key]) for key in ("value", "low", "high")] == [difference.value, *difference.interval]
     assert float(found["p_holm"]) == difference.p_holm
     assert rows["aplot", "reversed_cue", "difference"]["p_holm"] == ""
@@ -266,13 +274,13 @@ def test_robustness_lays_levels_side_by_side(make_run: MakeRun) -> None:
     }
     found = robustness_table(levels, "label_noise", "id")
     assert (found.axis, found.name, found.levels) == ("label_noise", "id", ["0.0", "0.25"])
-    assert found.accuracies["bt"] == [levels[level].cell("bt", "id").accuracy for level in (0.0, 0.25)]
+    assert found.accuracies["bt"] == [levels[level].result("bt", "id").accuracy for level in (0.0, 0.25)]
     assert found.accuracies["aplot"][0] is None
-    assert found.differences["aplot"][1] == levels[0.25].cell("aplot", "id").difference
-    header, _, bt, aplot = found.text().split("\n")
+    assert found.differences["aplot"][1] == levels[0.25].result("aplot", "id").difference
+    header, _, bt, aplot = found.table().text().split("\n")
     assert header.split() == ["id,", "label_noise", "0.0", "0.25"]
     assert aplot.split()[:2] == ["aplot", "-"]
-    assert found.markdown().split("\n")[0] == "| id, label_noise | 0.0 | 0.25 |"
+    assert found.table().header == ["id, label_noise", "0.0", "0.25"]
     assert f"{found.accuracies['bt'][0].value:.3f}" in bt
 
 
@@ -305,16 +313,15 @@ def test_real_runs(finished_run: Path, tmp_path: Path) -> None:
         "OOD mean": "ood_mean",
     }
     for name in table.sets:
-        same = table.cell("copy", name).difference
+        same = table.result("copy", name).difference
         assert (same.value, same.interval, same.p_value) == (0.0, (0.0, 0.0), 1.0)
-        accuracy = table.cell("run", name).accuracy
-        assert table.cell("turned", name).accuracy.value == pytest.approx(1 - accuracy.value)
-    assert table.cell("run", "id").accuracy.value == metrics["id"]["accuracy"]
-    assert table.cell("run", "topics").metric("ece") == metrics["ood_validation"]["topics"]["ece"]
-    cost = table.costs["run"]
+        accuracy = table.result("run", name).accuracy
+        assert table.result("turned", name).accuracy.value == pytest.approx(1 - accuracy.value)
+    assert table.result("run", "id").accuracy.value == metrics["id"]["accuracy"]
+    assert table.values("run", "topics", "ece") == {3: metrics["ood_validation"]["topics"]["ece"]}
     events = EventAccumulator(str(finished_run), size_guidance={"scalars": 0}).Reload()
     curve = [(point.step + 1, point.value) for point in events.Scalars("validation/accuracy")]
-    assert list(zip(*(column.tolist() for column in cost.curves[3]), strict=True)) == curve
+    assert list(zip(*(column.tolist() for column in table.curves["run"][3]), strict=True)) == curve
     bar = 0.5 + 0.95 * (curve[-1][1] - 0.5)
-    assert cost.convergence[3].steps == next(step for step, value in curve if value >= bar)
-    assert cost.training["peak_memory_mib"][3] == metrics["train"]["peak_memory_mib"]
+    assert table.convergence["run"][3].steps == next(step for step, value in curve if value >= bar)
+    assert table.values("run", "train", "peak_memory_mib")[3] == metrics["train"]["peak_memory_mib"]

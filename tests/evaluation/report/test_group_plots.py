@@ -8,16 +8,15 @@ import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 
-from aplot_lightning.evaluation.report.groups import compare_groups
-from aplot_lightning.evaluation.report.groups.plots import _mean_curve
-from aplot_lightning.evaluation.report.plots import BLUE, GREEN, ORANGE, VERMILLION
+from aplot_lightning.evaluation.report import compare_groups, draw_groups
+from aplot_lightning.evaluation.report.plots import BLUE, GREEN, ORANGE, VERMILLION, _mean_curve
 
 MakeRun = Callable[..., Path]
 
 
-def share(path: Path, colour: str) -> float:
-    """How much of a picture has a colour."""
-    return float(np.mean(np.abs(imread(path)[..., :3] - np.array(to_rgb(colour))).max(axis=-1) < 0.02))
+def share(path: Path, color: str) -> float:
+    """How much of a picture has a color."""
+    return float(np.mean(np.abs(imread(path)[..., :3] - np.array(to_rgb(color))).max(axis=-1) < 0.02))
 
 
 def test_pictures_show_what_differs(make_run: MakeRun, tmp_path: Path) -> None:
@@ -29,30 +28,30 @@ def test_pictures_show_what_differs(make_run: MakeRun, tmp_path: Path) -> None:
         "worse": [make_run("worse", seed=9, sets=worse)],
     }
     table = compare_groups(groups)
-    drawn = table.draw(tmp_path / "plots")
+    drawn = draw_groups(table, tmp_path / "plots")
     assert [path.name for path in drawn] == ["differences.png", "id_against_ood.png", "learning_curves.png"]
     differences, scatter, curves = drawn
     assert share(differences, BLUE) > 2e-4
     assert share(differences, VERMILLION) > 1e-4
-    for colour in (BLUE, ORANGE, GREEN):
-        assert share(scatter, colour) > 2e-4
+    for color in (BLUE, ORANGE, GREEN):
+        assert share(scatter, color) > 2e-4
     assert share(curves, GREEN) > 1e-3  # the last of three equal curves
     seeds = [groups["bt"][0], make_run("again", seed=1, sets=sets)]
-    equal = compare_groups({"bt": seeds, "same": seeds}).draw(tmp_path / "equal")
+    equal = draw_groups(compare_groups({"bt": seeds, "same": seeds}), tmp_path / "equal")
     assert share(equal[0], BLUE) == share(equal[0], VERMILLION) == 0
 
 
 def test_what_cannot_be_drawn_is_left_out(make_run: MakeRun, tmp_path: Path) -> None:
     bare = compare_groups({"bare": [make_run("bare", bare=True)]})
-    assert bare.draw(tmp_path / "none") == []
+    assert draw_groups(bare, tmp_path / "none") == []
     one = compare_groups({"bt": [make_run("bt", sets={"id": 0.8})]})
-    assert [path.name for path in one.draw(tmp_path / "one")] == ["learning_curves.png"]
+    assert [path.name for path in draw_groups(one, tmp_path / "one")] == ["learning_curves.png"]
 
 
 def test_many_groups_and_odd_names_are_drawn(make_run: MakeRun, tmp_path: Path) -> None:
     runs = [make_run("bt", seed=1), make_run("bare", bare=True)]
     table = compare_groups({f"_name $x_{place}": [runs[place == 3]] for place in range(24)})
-    for path in table.draw(tmp_path):
+    for path in draw_groups(table, tmp_path):
         assert imread(path).shape[1] > 800
 
 

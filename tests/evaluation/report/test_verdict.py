@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import pytest
 
-from aplot_lightning.tuning.verdict import Difference, Level, gain_sentence, selection_sentence
+from aplot_lightning.evaluation.report.estimates import Difference
+from aplot_lightning.evaluation.report.verdict import Level, gain_sentence, selection_sentence, verdict
 
-REAL = Difference(0.012, (0.003, 0.021), 0.004)
-UNSHOWN = Difference(0.001, (-0.004, 0.006), 0.71)
-LOSS = Difference(-0.02, (-0.03, -0.01), 0.0001)
+
+def difference(value: float, interval: tuple[float, float] | None, p_holm: float | None) -> Difference:
+    return Difference(value, interval, 100, 3, p_holm, p_holm, p_holm)
+
+
+REAL = difference(0.012, (0.003, 0.021), 0.004)
+UNSHOWN = difference(0.001, (-0.004, 0.006), 0.71)
+LOSS = difference(-0.02, (-0.03, -0.01), 0.0001)
 
 
 def test_a_gain_that_is_real_on_one_set_and_not_shown_on_another() -> None:
@@ -26,19 +32,19 @@ def test_a_loss_is_said_to_be_one() -> None:
 @pytest.mark.parametrize(
     "doubtful",
     [
-        Difference(0.012, (0.003, 0.021), 0.06),  # the corrected test does not see it
-        Difference(0.012, (-0.001, 0.021), 0.04),  # the interval does not
-        Difference(0.012, None, 0.001),
-        Difference(0.012, (0.003, 0.021), None),
+        difference(0.012, (0.003, 0.021), 0.06),  # the corrected test does not see it
+        difference(0.012, (-0.001, 0.021), 0.04),  # the interval does not
+        difference(0.012, None, 0.001),
+        difference(0.012, (0.003, 0.021), None),
     ],
 )
 def test_a_gain_is_real_only_where_interval_and_test_agree(doubtful: Difference) -> None:
-    assert doubtful.verdict == "not shown"
+    assert verdict(doubtful) == "not shown"
 
 
 def test_one_seed_says_nothing_of_others() -> None:
     said = gain_sentence("bt", 1, {"id": REAL})
-    assert said.startswith("With 1 fresh seed, where the intervals know nothing of the spread between seeds, ")
+    assert said.startswith("With 1 fresh seed, where the intervals do not include the spread between seeds, ")
 
 
 def test_without_a_test_set_nothing_is_claimed() -> None:

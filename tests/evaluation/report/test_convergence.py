@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from aplot_lightning.evaluation.report.groups import compare_groups
-from aplot_lightning.evaluation.report.groups.costs import Convergence, Cost, steps_to_converge
-from aplot_lightning.evaluation.report.groups.page import convergence_text
+from aplot_lightning.evaluation.report import compare_groups, groups_page, sentences
+from aplot_lightning.evaluation.report.convergence import Convergence, steps_to_converge
+from aplot_lightning.evaluation.report.group_page import convergence_text
 
 MakeRun = Callable[..., Path]
 
@@ -38,27 +38,21 @@ def test_no_curve_no_steps() -> None:
     assert steps_to_converge(None) == Convergence(None, reason="no validation curve")
 
 
-def cost(*steps: Convergence) -> Cost:
-    return Cost("bt", dict(enumerate(steps)), {}, {})
-
-
 def test_what_the_table_says_of_steps() -> None:
-    assert convergence_text(cost(Convergence(100), Convergence(200))) == "150 ± 71"
-    assert convergence_text(cost(Convergence(100), Convergence(100))) == "100"
-    assert convergence_text(cost(Convergence(10, at_most=True), Convergence(10, at_most=True))) == "≤ 10"
+    assert convergence_text([Convergence(100), Convergence(200)]) == "150 ± 71"
+    assert convergence_text([Convergence(100), Convergence(100)]) == "100"
+    assert convergence_text([Convergence(10, at_most=True), Convergence(10, at_most=True)]) == "≤ 10"
     missing = Convergence(None, reason="ends no better than chance")
-    assert convergence_text(cost(Convergence(100), missing)) == "100 (1 of 2 seeds)"
-    assert convergence_text(cost(missing, missing)) == "- (ends no better than chance)"
-    assert cost(Convergence(100), missing).steps is None
-    assert cost(Convergence(100), Convergence(300)).steps == 200
+    assert convergence_text([Convergence(100), missing]) == "100 (1 of 2 seeds)"
+    assert convergence_text([missing, missing]) == "- (ends no better than chance)"
 
 
 def test_costs_come_from_the_runs(make_run: MakeRun) -> None:
     table = compare_groups({"bt": [make_run("bt/0"), make_run("bt/1")], "bare": [make_run("bare", bare=True)]})
     # 0.5 + 0.3 (1 - exp(-step / 80)) every 50 steps to 300: 95 % of the last is at the fifth; loggers count from 0
-    assert table.costs["bt"].convergence == {0: Convergence(251), 1: Convergence(251)}
-    assert table.costs["bt"].training["seconds"] == {0: 92.5, 1: 92.5}
-    page = table.markdown()
+    assert table.convergence["bt"] == {0: Convergence(251), 1: Convergence(251)}
+    assert table.values("bt", "train", "seconds") == {0: 92.5, 1: 92.5}
+    page = groups_page(table)
     assert "| bt | 300 | 251 | 92.5 | 103 | - |" in page
     assert "| bare | 300 | - (no validation curve) | 92.5 | 103 | - |" in page
 
@@ -66,10 +60,10 @@ def test_costs_come_from_the_runs(make_run: MakeRun) -> None:
 def test_the_sentence_on_speed(make_run: MakeRun) -> None:
     run, bare = make_run("bt"), make_run("bare", bare=True)
     table = compare_groups({"bt": [run], "same": [run], "bare": [bare]})
-    assert table.sentences()[2] == (
+    assert sentences(table)[2] == (
         "speed: bt took 251 steps to 95 % of its own final validation accuracy above chance, and none of 1 others took "
-        "fewer (means over seeds, not tested; what ends lower is there sooner)."
+        "fewer (means over seeds, not tested; a group that ends lower is there sooner)."
     )
-    assert len(compare_groups({"bare": [bare], "bt": [run]}).sentences()) == 2
-    table.costs["same"].convergence[0] = Convergence(101)
-    assert "and 1 of 1 others took fewer" in table.sentences()[2]
+    assert len(sentences(compare_groups({"bare": [bare], "bt": [run]}))) == 2
+    table.convergence["same"][0] = Convergence(101)
+    assert "and 1 of 1 others took fewer" in sentences(table)[2]

@@ -12,7 +12,7 @@ from matplotlib.image import imread
 
 from aplot_lightning.errors import UserError
 from aplot_lightning.evaluation.report import read_run, write_run_report
-from aplot_lightning.evaluation.report.page import describe_objective
+from aplot_lightning.evaluation.report.run_page import describe_objective
 
 MakeRun = Callable[..., Path]
 
@@ -41,7 +41,7 @@ def test_a_report_has_every_part(make_run: MakeRun) -> None:
     assert head["throughput"] == "103 pairs/s, 5,310 tokens/s"
     metrics = read_run(run).metrics
     rows = {row[0]: row[1:] for row in cells(section(text, "Accuracy"))}
-    names = ["id", "new_topics", "reversed_cue", "harder_pairs", "OOD mean", "validation (selects)"]
+    names = ["id", "harder_pairs", "new_topics", "reversed_cue", "OOD mean", "validation (selects)"]
     assert list(rows) == names
     entry = metrics["ood"]["reversed_cue"]
     low, high = entry["ci95"]

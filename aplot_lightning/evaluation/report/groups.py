@@ -1,4 +1,4 @@
-"""Groups of runs as they are read: which runs belong together over the groups, and which sets they have."""
+"""Groups of runs: which runs belong together, and which runs of two groups are compared with each other."""
 
 from __future__ import annotations
 
@@ -8,29 +8,45 @@ from pathlib import Path
 from typing import Any
 
 from aplot_lightning.errors import UserError
-from aplot_lightning.evaluation.report.runs import Run, read_run
-
-VALIDATION, ID = "validation", "id"
+from aplot_lightning.evaluation.report.runs import Run, read_run, run_labels
 
 
 @dataclass(frozen=True)
 class Group:
-    """Runs that differ in nothing but the seed.
+    """Runs that differ only in the seed.
 
     Attributes:
-        name: what tables call it.
-        runs: by what pairs them with the runs of other groups: their seed, or else their place.
+        name: the group's name in tables.
+        runs: the key pairs a run with the runs of other groups: its seed, or else its position.
     """
 
     name: str
     runs: dict[int, Run]
 
 
-def read_groups(groups: Mapping[str, Sequence[str | Path]]) -> tuple[list[Group], list[str]]:
-    """Reads all runs, and says in notes how they are paired where that is not by the same seeds.
+def single_runs(run_dirs: Sequence[str | Path]) -> list[Group]:
+    """Each run as a group of its own, named by the last parts of its path.
 
-    Runs are paired by the `seed_everything` of their configs, so a run that is missing shifts no others; by place where
-    a group has a seed twice or none, or shares none with the first group.
+    Raises:
+        UserError: there is no directory, or one is not a finished run.
+    """
+    if not run_dirs:
+        raise UserError("no run is given; name one or more run directories, the folders that `fit` wrote")
+    runs = [read_run(run_dir) for run_dir in run_dirs]
+    groups: dict[str, Group] = {}
+    for label, run in zip(run_labels(runs), runs, strict=True):
+        name = label
+        while name in groups:  # the same directory twice
+            name += " again"
+        groups[name] = Group(name, {0: run})
+    return list(groups.values())
+
+
+def read_groups(groups: Mapping[str, Sequence[str | Path]]) -> tuple[list[Group], list[str]]:
+    """Reads all runs, and returns notes on how they are paired if not all groups have the same seeds.
+
+    Runs are paired by the `seed_everything` of their configs, so a missing run shifts no others. They are paired by
+    position if a group has a seed twice or none, or shares none with the first group.
 
     Raises:
         UserError: there is no group, a group has no run, or a directory is not a finished run.
@@ -65,19 +81,3 @@ def _distinct(seeds: Sequence[Any]) -> bool:
 
 def _listed(seeds: Sequence[int]) -> str:
     return ", ".join(map(str, seeds))
-
-
-def set_kinds(groups: Sequence[Group]) -> dict[str, str]:
-    """Every set that a run has, in the order of tables, and its kind: validation, ood_validation, id or ood."""
-    metrics = [run.metrics for group in groups for run in group.runs.values()]
-    kinds: dict[str, str] = {}
-    if any(each.get(VALIDATION) for each in metrics):
-        kinds[VALIDATION] = VALIDATION
-    kinds |= {name: "ood_validation" for each in metrics for name in each.get("ood_validation") or {}}
-    kinds[ID] = ID
-    return kinds | {name: "ood" for each in metrics for name in each.get("ood") or {}}
-
-
-def figures(run: Run, name: str, kind: str) -> Mapping[str, Any]:
-    """A set's entry in metrics.json; empty where the run does not have the set."""
-    return (run.metrics.get(name) if kind in (VALIDATION, ID) else (run.metrics.get(kind) or {}).get(name)) or {}
