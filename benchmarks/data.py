@@ -49,7 +49,7 @@ MIB = 1 << 20
 def prepare_ours(options: argparse.Namespace) -> None:
     from transformers import AutoTokenizer
 
-    from aplot_lightning.data.datamodule import PreferenceDataModule
+    from aplot_lightning.data.datamodule import DataRequirements, PreferenceDataModule
 
     with measuring(options) as measured:
         tokenizer = AutoTokenizer.from_pretrained(options.tokenizer)
@@ -62,8 +62,7 @@ def prepare_ours(options: argparse.Namespace) -> None:
             cache_dir=options.cache,
             preparation_workers=options.workers,
         )
-        data.tokenizer = tokenizer
-        data.choose_layout(SimpleNamespace(packing_refusal=None))
+        data.connect(DataRequirements(tokenizer, packing_refusal=lambda: None))
         data.setup()
         measured["prepared"] = time.perf_counter() - start
         data.trainer = SimpleNamespace(  # type: ignore[assignment]  # what the loader needs of one

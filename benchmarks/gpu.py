@@ -296,7 +296,7 @@ def error_of(found: Any, reference: Any) -> tuple[float, float]:
 
 
 def prepare_path(model: Any, path: str) -> None:
-    from aplot_lightning.training.blocks import checkpoint_activations, compile_blocks
+    from aplot_lightning.training.distributed import checkpoint_activations, compile_blocks
 
     assert model.packing_refusal is None, model.packing_refusal
     if path.endswith("compiled"):

@@ -87,7 +87,7 @@ def main(grid: Grid) -> None:
         UserError: a config or data file is not there, or another process runs this comparison.
         RunError: cells failed; the others are done, and the tables are written.
     """
-    from aplot_lightning.training.lock import unlock_runs
+    from aplot_lightning.training.run_directory import unlock_runs
     from aplot_lightning.tuning.comparison import Comparison, check_directory, check_words, tasks_of
     from aplot_lightning.tuning.comparison_report import write_comparison
     from aplot_lightning.tuning.launch import open_launcher

@@ -10,7 +10,7 @@ from typing import Any
 
 import lightning as L
 
-from aplot_lightning.training.checkpoints import LOWER_IS_BETTER
+from aplot_lightning.training.checkpointing import LOWER_IS_BETTER
 from aplot_lightning.tuning.storage import build_pruner, open_study, told_in_one_line
 
 VARIABLE = "APLOT_TRIAL"  # set by tuning/trial.py

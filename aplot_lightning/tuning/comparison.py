@@ -286,7 +286,7 @@ def tasks_of(grid: Grid) -> list[Task]:
 
 def check_directory(grid: Grid) -> None:
     """Takes the comparison's directory for this process. Raises UserError where another one has it."""
-    from aplot_lightning.training.lock import lock_run
+    from aplot_lightning.training.run_directory import lock_run
 
     try:
         lock_run(grid.directory)

@@ -9,8 +9,8 @@ import lightning as L
 import pytest
 from lightning.pytorch.strategies import ModelParallelStrategy
 
-from aplot_lightning.training.atomic import AtomicCheckpointIO
-from aplot_lightning.training.strategies import prepare_strategy
+from aplot_lightning.training.checkpointing import AtomicCheckpointIO
+from aplot_lightning.training.distributed import prepare_strategy
 
 
 @pytest.mark.parametrize("shards", [True, False])

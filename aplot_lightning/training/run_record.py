@@ -1,9 +1,10 @@
-"""What a run leaves: its config, where it ran and on what, its figures, predictions, worst errors and report."""
+"""Files of a run: its config, circumstances, figures, predictions, worst errors and report."""
 
 from __future__ import annotations
 
 import json
 import platform
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -19,11 +20,12 @@ from torch import Tensor
 
 from aplot_lightning.evaluation.metrics import ood_mean, summarise_set
 from aplot_lightning.evaluation.report import write_run_report
+from aplot_lightning.files import replacing, write_text
 from aplot_lightning.training.callbacks import Throughput
-from aplot_lightning.training.memory import peak_memory_mib
 
 PACKAGES = ("aplot-lightning", "torch", "lightning", "transformers", "pot", "torchmetrics", "datasets")
 WORST_ERRORS = 20
+STATUS = Path("/proc/self/status")
 
 
 class RunRecord(L.Callback):
@@ -47,10 +49,10 @@ class RunRecord(L.Callback):
         if not trainer.is_global_zero:
             return
         self.run_dir.mkdir(parents=True, exist_ok=True)
-        (self.run_dir / "config.yaml").write_text(self.config_text, encoding="utf-8")
+        write_text(self.run_dir / "config.yaml", self.config_text)
         data = trainer.datamodule  # type: ignore[attr-defined]
         data.report.write(self.run_dir)
-        if sys.stderr.isatty():  # a line a set for whoever watches; a log has the report beside it
+        if sys.stderr.isatty():  # one line per set
             sys.stderr.write("".join(f"{line}\n" for line in data.report.summary()))
         _write_json(self.run_dir / "run.json", _circumstances(trainer, module))
         for logger in trainer.loggers:
@@ -65,6 +67,12 @@ class RunRecord(L.Callback):
         report = trainer.datamodule.report  # type: ignore[attr-defined]
         if report.stream is not None and trainer.is_global_zero:
             report.write(self.run_dir)  # with what was read of the stream
+
+    def on_fit_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Takes the restored figures of a run that was killed after its last step: it has nothing left to train."""
+        throughput = next(c for c in trainer.callbacks if isinstance(c, Throughput))  # type: ignore[attr-defined]
+        if self.training is None and not (self.run_dir / "metrics.json").exists():
+            self.training = throughput.summary()
 
     def on_test_end(self, trainer: L.Trainer, module: Any) -> None:
         tables = module.predictions()  # gathered, so every rank takes part
@@ -92,20 +100,20 @@ class RunRecord(L.Callback):
         figures["train"] = self._training_figures(trainer)
         _write_json(self.run_dir / "metrics.json", figures)
         errors.sort(key=lambda error: -abs(error["chosen_reward"] - error["rejected_reward"]))
-        with (self.run_dir / "errors.jsonl").open("w", encoding="utf-8") as file:
+        with replacing(self.run_dir / "errors.jsonl") as file:
             file.writelines(json.dumps(error, ensure_ascii=False) + "\n" for error in errors[:WORST_ERRORS])
         self._log_hyperparameters(trainer, figures)
         if self.report:
             write_run_report(self.run_dir)
 
     def _training_figures(self, trainer: L.Trainer) -> dict[str, Any] | None:
-        """Those of this process's training, else those that the run has or that its checkpoint has kept."""
+        """The figures of this process's training, else those of the run or of its checkpoint."""
         existing = self.run_dir / "metrics.json"
         if self.training is None and existing.is_file():
             return json.loads(existing.read_text(encoding="utf-8")).get("train")
         throughput = next((c for c in trainer.callbacks if isinstance(c, Throughput)), None)  # type: ignore[attr-defined]
         if self.training is None and throughput is not None and throughput.counts["steps"]:
-            return throughput.summary()  # killed after its last step, before its figures
+            return throughput.summary()  # the run was killed between its last step and its figures
         return self.training
 
     def _log_hyperparameters(self, trainer: L.Trainer, figures: Mapping[str, Any]) -> None:
@@ -124,7 +132,7 @@ class RunRecord(L.Callback):
 
 
 def _charts(sets: Mapping[str, Any]) -> dict[str, dict[str, list[Any]]]:
-    """A custom-scalars page that lays ID beside OOD in one chart, for accuracy and for what else tells them apart."""
+    """A custom-scalars page with ID and OOD in one chart, for accuracy and other metrics in which they differ."""
     stems = [*sets, "ood_mean"] if any(stem.startswith("ood/") for stem in sets) else list(sets)
     page = {"accuracy": ["Multiline", [f"{stem}/accuracy" for stem in stems]]}
     for metric in ("mean_gap", "ece", "hard_accuracy", "length_correlation"):
@@ -160,11 +168,11 @@ def _command() -> list[str]:
 
 
 def _git_commit() -> str | None:
-    """The commit of the code that runs, with `+` where the work tree differs; None outside a checkout."""
+    """The commit of the running code, with `+` if the work tree differs; None outside a checkout."""
     folder = Path(__file__).parent
     try:
-        say = ["git", "-C", str(folder), "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"]
-        return subprocess.run(say, capture_output=True, text=True, check=True).stdout.strip()
+        command = ["git", "-C", str(folder), "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
 
@@ -175,7 +183,7 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         if isinstance(value, Mapping):
             flat |= _flat(value, f"{prefix}{key}.")
         else:
-            # plain types: jsonargparse's own numbers would stand on the hyperparameters page as text
+            # plain types: the hyperparameters page would show jsonargparse's own numbers as text
             for kind in (bool, int, float, str):
                 if isinstance(value, kind):
                     flat[f"{prefix}{key}"] = kind(value)
@@ -184,4 +192,18 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def peak_memory_mib(device: torch.device) -> float | None:
+    """The most that this process has held so far, in MiB: tensors on a CUDA device, or else its resident memory.
+
+    None on a CPU under systems other than Linux. getrusage's ru_maxrss exists elsewhere too, but a program inherits it
+    from the process that started it: a small run in a large study would look large.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    if device.type != "cpu" or not STATUS.is_file():
+        return None
+    kibibytes = re.search(r"VmHWM:\s+(\d+) kB", STATUS.read_text(encoding="utf-8", errors="replace"))
+    return int(kibibytes[1]) / 1024 if kibibytes else None

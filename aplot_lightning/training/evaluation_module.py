@@ -1,4 +1,4 @@
-"""The half of the module that evaluates: every pair of every set once, over any number of ranks."""
+"""The part of the module that evaluates: every pair of every set once, on any number of ranks."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from aplot_lightning.model import RewardModel
 from aplot_lightning.types import Batch, Scores
 
 
-class EvaluatedModule(L.LightningModule):
+class EvaluationModule(L.LightningModule):
     """A reward model whose validation, test and prediction steps go over the named sets of the data module.
 
     Args:
         reward_model: what is evaluated.
 
     Attributes:
-        current_batch: which micro-batch the model has run on last, for who has to tell of a fault.
+        current_batch: the micro-batch that the model ran on last, used in error messages.
     """
 
     def __init__(self, reward_model: RewardModel) -> None:
@@ -56,7 +56,7 @@ class EvaluatedModule(L.LightningModule):
         self._log_sets()
 
     def on_test_epoch_end(self) -> None:
-        # not to TensorBoard: the best checkpoint's figures would end as a last point of the learning curves
+        # not to TensorBoard: the best checkpoint's figures would become the last point of the learning curves
         self._log_sets(logger=False)
 
     def _start_predictions(self, loaders: Any) -> None:

@@ -1,4 +1,4 @@
-"""What becomes of an optimizer step whose loss or gradient is not finite."""
+"""Stops the run or skips the step if an optimizer step's loss or gradient is not finite."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from aplot_lightning.errors import RunError
 
 
 class NotFinitePolicy:
-    """Stops the run, or skips the step as if it had not been: weights, optimizer and objective keep their state.
+    """Stops the run, or skips the step: weights, optimizer and objective keep their state.
 
-    The data goes on with the next batch and the schedule with the next step. All ranks decide alike, since they see
-    the same loss and the same reduced gradients.
+    The next step takes the next batch and the next learning rate. All ranks decide alike, since they see the same loss
+    and the same reduced gradients.
 
     Args:
         policy: stop or skip.
@@ -41,16 +41,15 @@ class NotFinitePolicy:
         self._buffers = [
             (module, name, buffer.clone())
             for module in objective.modules()
-            for name, buffer in module._buffers.items()
-            if buffer is not None
+            for name, buffer in module.named_buffers(recurse=False)
         ]
 
     def skip(self, message: str, counts: bool = True) -> None:
-        """Puts the objective's buffers back. Raises RunError where the run is to stop.
+        """Restores the objective's buffers. Raises RunError if the run must stop.
 
         Args:
             message: what happened at which step.
-            counts: False for an overflow that a gradient scaler expects and heals: it never stops the run.
+            counts: False for an overflow of a gradient scaler, which never stops the run.
         """
         if counts and not self.skips:
             raise RunError(message)
@@ -62,7 +61,7 @@ class NotFinitePolicy:
             setattr(module, name, buffer)
 
     def taken(self) -> None:
-        """A step that was finite."""
+        """Counts a step that was finite."""
         self.in_a_row = 0
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""How a run ends: with a validation, and in good order when it is asked to stop."""
+"""How a run ends: with a validation, and after a whole step if it is asked to stop."""
 
 from __future__ import annotations
 
@@ -10,73 +10,65 @@ from typing import Any, NoReturn
 import lightning as L
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from aplot_lightning.training.checkpoints import LastCheckpoint, validation_is_due
+from aplot_lightning.training.checkpointing import LastCheckpoint
+from aplot_lightning.training.lightning_internals import validation_is_due
 
-ASKED = b"\nstopping after this step and any validation due (go on by --ckpt_path last); ctrl-C again stops at once\n"
+ASKED = b"\nstopping after this step and a due validation (resume with --ckpt_path last); ctrl-C again stops at once\n"
 
 
 class EndWithValidation(L.Callback):
-    """Ends every run with a validation of its last step, wherever in an epoch it ends, so that it may be best.
+    """Ends every run with a validation after its last step, which may then be the best.
 
-    Lightning by itself ends without one where `max_steps`, `val_check_interval` or `check_val_every_n_epoch` say so.
+    Lightning ends without one if `max_steps`, `val_check_interval` or `check_val_every_n_epoch` say so. It validates
+    after a step at which the trainer is asked to stop, so this callback asks it to at the last step. It does not cover
+    a run that another callback stops between two steps.
     """
 
-    def __init__(self) -> None:
-        self._validated_at = -1
-
-    def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        self._validated_at = trainer.global_step
+    def on_train_batch_end(self, trainer: L.Trainer, *arguments: Any) -> None:
+        last_epoch = trainer.current_epoch + 1 == trainer.max_epochs
+        if trainer.global_step == trainer.max_steps or (last_epoch and trainer.is_last_batch):
+            trainer.should_stop = True
+            trainer.check_val_every_n_epoch = None  # also in an epoch that would have no validation
 
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        if self._validated_at != trainer.global_step and trainer.limit_val_batches != 0:
-            self._validate(trainer)
-        # before weight averaging puts the average in the weights' place: a longer run goes on from here
+        # before weight averaging replaces the weights by their average
         for callback in trainer.checkpoint_callbacks:
             if isinstance(callback, LastCheckpoint):
                 callback.on_train_end(trainer, module)
 
-    def _validate(self, trainer: L.Trainer) -> None:
-        loop = trainer.fit_loop.epoch_loop
-        loop._batches_that_stepped = trainer.global_step - 1  # loggers count from 0, as for validations in an epoch
-        loop.val_loop.restarting = False  # a run that was stopped at its last step goes on with this, from its start
-        trainer.validating = True
-        loop.val_loop.run()
-        trainer.training = True
-        loop._batches_that_stepped = trainer.global_step
-
 
 class Interrupted(SIGTERMException):
-    """A run that stopped in good order because of ctrl-C."""
+    """A run that stopped after a whole step because of ctrl-C."""
 
 
 class GracefulStop(L.Callback):
     """On SIGTERM, ctrl-C or a batch system's warning, finishes the step, lets all ranks agree, and saves.
 
-    The warning is SIGUSR1, or the one that SLURM's environment of Lightning names. Where a validation is due after the
-    step, it is done first: Lightning would not make up for it in a resumed run. Lightning's own handlers would run
-    collectives and save inside the signal handler, in which two ranks crash; its ctrl-C would save in the midst of a
-    step, with moments or weights that are half of the next. A second ctrl-C ends the run at once, with the checkpoint
-    before.
+    The warning is SIGUSR1, or the signal that Lightning's SLURM environment names. A validation that is due after the
+    step comes first, since a resumed run would skip it. Lightning's own handlers run collectives inside the signal
+    handler, in which two ranks crash, and its ctrl-C saves in the middle of a step, with some of the weights already
+    updated. A second ctrl-C ends the run at once and keeps the previous checkpoint.
     """
 
     def __init__(self) -> None:
         self.asked = False
         self.agreed = False
         self.interrupted = False
-        self._speaks = False
+        self._prints = False
         self._previous: dict[int, Any] = {}
 
     def setup(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
         if stage == "fit":
-            self._speaks = trainer.is_global_zero
+            self._prints = trainer.is_global_zero
             environment = getattr(trainer.strategy, "cluster_environment", None)
-            warning = getattr(environment, "requeue_signal", None) or signal.SIGUSR1
-            # before Lightning looks for handlers, and before workers start, which would die of it
-            self._previous[warning] = signal.signal(warning, self._ask)
+            warning = getattr(environment, "requeue_signal", None) or getattr(signal, "SIGUSR1", None)
+            if warning is not None:  # Windows has none
+                # before Lightning looks for handlers, and before workers start, which it would kill
+                self._previous[warning] = signal.signal(warning, self._ask)
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self._previous[signal.SIGTERM] = signal.signal(signal.SIGTERM, self._ask)
-        if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # as a shell has it for what it runs in the background
+        if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # set by a shell for jobs in the background
             self._previous[signal.SIGINT] = signal.signal(signal.SIGINT, self._ask)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
@@ -84,8 +76,8 @@ class GracefulStop(L.Callback):
             if self.interrupted:
                 raise KeyboardInterrupt
             self.interrupted = True
-            if self._speaks:
-                os.write(2, ASKED)  # print may be what the signal interrupted
+            if self._prints:
+                os.write(2, ASKED)  # print is not safe in a signal handler
         self.asked = True
 
     def _stop(self) -> NoReturn:

@@ -12,8 +12,7 @@ import pytest
 import torch
 
 from aplot_lightning.errors import RunError, UserError
-from aplot_lightning.training.atomic import AtomicCheckpointIO
-from aplot_lightning.training.checkpoints import best_checkpoint, can_select, find_checkpoint
+from aplot_lightning.training.checkpointing import AtomicCheckpointIO, best_checkpoint, can_select, find_checkpoint
 
 SETS = ["validation", "id", "ood/hard", "ood_validation/topics"]
 
@@ -136,7 +135,7 @@ def test_a_checkpoint_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.
 
     with monkeypatch.context() as patch:
         patch.setattr(torch, "save", full)
-        with pytest.raises(RunError, match=r"step 2: .*last\.ckpt.*No space left.*before it is whole"):
+        with pytest.raises(RunError, match=r"step 2: .*last\.ckpt.*No space left.*previous checkpoint is whole"):
             AtomicCheckpointIO().save_checkpoint({"global_step": 2}, path)
     assert path.read_bytes() == former
     assert [file.name for file in path.parent.iterdir()] == ["last.ckpt"]
