@@ -19,7 +19,7 @@ def lock_run(run_dir: Path) -> None:
     """Makes the run directory and locks it for this process until `unlock_runs` or the end of the process.
 
     The lock file may stay behind; only a living process holds the lock. Forked workers of a loader do not keep it:
-    filelock closes their copies.
+    filelock closes their copies (from 3.30 on).
 
     Raises:
         UserError: the directory cannot be written, or another process has locked it.

@@ -76,7 +76,7 @@ def selection_sentence(
         f"({_id_text(other)})"
     )
     if gain <= 0:
-        return f"{text}: no trial was better than {baseline}, so there is no gain to ask about."
+        return f"{text}: no trial was better than {baseline}, so there is no gain to test."
     on_id = ""
     if monitor.endswith("/accuracy") and chosen.identity is not None and other.identity is not None:
         on_id = f" and {number(chosen.identity - other.identity, sign=True)} on id"

@@ -84,4 +84,4 @@ def test_where_lower_is_better_a_gain_is_a_lower_value() -> None:
 
 def test_no_gain_leaves_nothing_to_ask() -> None:
     said = selection_sentence("validation/accuracy", 9, Level(0.79, 0.78, None), "bt", Level(0.8, 0.8, None))
-    assert said.endswith("(id was not evaluated): no trial was better than bt, so there is no gain to ask about.")
+    assert said.endswith("(id was not evaluated): no trial was better than bt, so there is no gain to test.")
