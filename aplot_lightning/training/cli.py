@@ -34,7 +34,6 @@ from aplot_lightning.training.module import RewardModelingModule
 from aplot_lightning.training.run_directory import check_writable, lock_run, unlock_runs
 from aplot_lightning.training.run_record import RunRecord
 from aplot_lightning.training.trainer import RunTrainer
-from aplot_lightning.training.trial_report import TrialReport
 
 RUN_DIR_VARIABLE = "APLOT_RUN_DIR"  # tells ranks that Lightning launches the run directory of the first
 WRITTEN = (FOLDER, "predictions", "plots", "diagnostics")  # folders of a run that --overwrite true replaces
@@ -161,7 +160,7 @@ class AplotCLI(LightningCLI):
         if self.subcommand == "fit":
             callbacks += [best_checkpoint(self.run_dir, config.monitor)] if self.selects else []
             callbacks.append(LastCheckpoint(self.run_dir, config.checkpoint_every_n_steps, int(config.checkpoint_keep)))
-            self.trial = TrialReport.from_environment(self.run_dir, config.monitor)
+            self.trial = _trial_report(self.run_dir, config.monitor)
             callbacks += [self.trial] if self.trial is not None else []
         logger = given.get("logger")
         if logger is None or logger is True:
@@ -242,6 +241,15 @@ class AplotCLI(LightningCLI):
         print(f"\n{runs_text(compare_runs([self.run_dir]))}")
         if self.record.report:
             print(f"\nreport: {self.run_dir / 'report.md'}")
+
+
+def _trial_report(run_dir: Path, monitor: str) -> L.Callback | None:
+    """The callback of a study's trial, or None. Other runs do not import what studies need."""
+    if "APLOT_TRIAL" not in os.environ:
+        return None
+    from aplot_lightning.training.trial_report import TrialReport
+
+    return TrialReport.from_environment(run_dir, monitor)
 
 
 def launched_by_lightning() -> bool:
