@@ -74,7 +74,7 @@ def start_packing(model: PreTrainedModel) -> Packing:
             layers = probe.check_all_tokens()
             return Packing(None, probe.shorten_last_layer(layers[-1]))
     except Exception as error:  # whatever an architecture does with what it does not know
-        if attention_of(model.config) == NAME:
+        if chosen and attention_of(model.config) == NAME:
             model.set_attn_implementation(chosen)
         return Packing(str(error) if isinstance(error, NotPackable) else one_line(error, limit=80))
 
