@@ -1,6 +1,6 @@
-"""The command line: which command was asked for, and one line for a user's mistake.
+"""The command line: runs the named command, and reports a user's mistake in one line.
 
-Only the command's own module is imported, so that help, light commands and their mistakes answer at once.
+Imports only the module of the named command, so that help, light commands and mistakes in arguments are fast.
 """
 
 from __future__ import annotations
@@ -46,27 +46,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     0, 2 on a user's mistake, 130 after ctrl-C, 143 after SIGTERM, 1 on anything else.
     """
-    words = list(sys.argv[1:] if arguments is None else arguments)
+    argv = list(sys.argv[1:] if arguments is None else arguments)
     if os.environ.get("APLOT_PARENT", "").isdigit():  # a child of tune or compare, or one of its ranks
         from aplot_lightning.tuning.processes import end_with_parent
 
         end_with_parent()
-    if not words or words[0] in {"-h", "--help", "help"}:
+    if not argv or argv[0] in {"-h", "--help", "help"}:
         print(_help())
         return 0
-    if words[0] == "--version":
+    if argv[0] == "--version":
         from importlib.metadata import version
 
         print(version("aplot-lightning"))
         return 0
     try:
-        return _run(words[0], words[1:])
+        return _run(argv[0], argv[1:])
     except UserError as error:
-        return _say(error, USER_MISTAKE)
+        return _report(error, USER_MISTAKE)
     except RunError as error:
-        return _say(error, FAILURE)
+        return _report(error, FAILURE)
     except KeyboardInterrupt:
-        return _say("interrupted", INTERRUPTED)
+        return _report("interrupted", INTERRUPTED)
 
 
 def _run(command: str, arguments: list[str]) -> int:
@@ -91,8 +91,8 @@ def _read_configs(arguments: Sequence[str]) -> list[dict[str, Any]]:
     import yaml
 
     configs = []
-    words = [part for word in arguments for part in (word.split("=", 1) if word.startswith("--config=") else [word])]
-    named = [value for option, value in pairwise(words) if option in {"--config", "-c"}]
+    split = [part for word in arguments for part in (word.split("=", 1) if word.startswith("--config=") else [word])]
+    named = [value for option, value in pairwise(split) if option in {"--config", "-c"}]
     for path in filter(Path.is_file, map(Path, named)):
         try:
             content = yaml.safe_load(path.read_bytes())
@@ -127,7 +127,7 @@ def _run_light(command: str, arguments: list[str]) -> None:
     module.main(**{name: values.as_dict()[name] for name in signature(module.main).parameters})
 
 
-def _say(message: object, code: int) -> int:
+def _report(message: object, code: int) -> int:
     print(f"aplot: {message}", file=sys.stderr)
     return code
 

@@ -49,7 +49,7 @@ MIB = 1 << 20
 def prepare_ours(options: argparse.Namespace) -> None:
     from transformers import AutoTokenizer
 
-    from aplot_lightning.data.datamodule import PreferenceDataModule
+    from aplot_lightning.data.datamodule import DataRequirements, PreferenceDataModule
 
     with measuring(options) as measured:
         tokenizer = AutoTokenizer.from_pretrained(options.tokenizer)
@@ -62,8 +62,7 @@ def prepare_ours(options: argparse.Namespace) -> None:
             cache_dir=options.cache,
             preparation_workers=options.workers,
         )
-        data.tokenizer = tokenizer
-        data.choose_layout(SimpleNamespace(packing_refusal=None))
+        data.connect(DataRequirements(tokenizer, packing_refusal=lambda: None))
         data.setup()
         measured["prepared"] = time.perf_counter() - start
         data.trainer = SimpleNamespace(  # type: ignore[assignment]  # what the loader needs of one
@@ -137,8 +136,8 @@ def write_pairs(options: argparse.Namespace) -> None:
             real.append((comparison.prompt, comparison.responses[winner], comparison.responses[loser]))
     with Path(options.file).open("w", encoding="utf-8") as file:
         for number in range(options.pairs):
-            copy, place = divmod(number, len(real))
-            columns = zip(("prompt", "chosen", "rejected"), real[place], strict=True)
+            copy, index = divmod(number, len(real))
+            columns = zip(("prompt", "chosen", "rejected"), real[index], strict=True)
             row = {name: with_word(messages, copy) for name, messages in columns}
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
 

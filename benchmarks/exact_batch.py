@@ -40,10 +40,10 @@ def batches(vocabulary: int, length: int, size: int) -> list[Batch]:
     cut = []
     for start in range(0, PAIRS, size):
         part = rows[2 * start : 2 * (start + size)]
-        place = torch.arange(size)
-        columns = {"index": start + place, "weight": torch.ones(size)}
+        index = torch.arange(size)
+        columns = {"index": start + index, "weight": torch.ones(size)}
         end = torch.full((2 * size,), length - 1)
-        cut.append(Batch(part, torch.ones_like(part), end, Pairs(2 * place, 2 * place + 1, columns)))
+        cut.append(Batch(part, torch.ones_like(part), end, Pairs(2 * index, 2 * index + 1, columns)))
     return cut
 
 

@@ -16,6 +16,8 @@ import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from score import pairs_that_fit  # the script in this folder
+
 INSIDE = """
 import json, sys, torch, transformers
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -35,25 +37,6 @@ print(json.dumps({"rewards": rewards, "padded": padded, "version": transformers.
 """
 
 
-def pairs_that_fit(path: str, run: str, texts: int) -> list[dict]:
-    """The first rows whose two sides both need no truncation."""
-    from aplot_lightning import RewardModel
-    from aplot_lightning.data.comparisons import conversation_of
-    from aplot_lightning.data.encoding import ConversationEncoder
-    from aplot_lightning.data.sources import open_source
-
-    model = RewardModel.from_pretrained(run)
-    encoder = ConversationEncoder(model.tokenizer, None)
-    kept: list[dict] = []
-    for _, row in open_source(path, "--data").rows():
-        sides = [conversation_of(row["prompt"], row[side]) for side in ("chosen", "rejected")]
-        if max(map(len, encoder.encode_conversations(sides))) <= (model.max_length or 10**9):
-            kept.append({"prompt": row["prompt"], "chosen": row["chosen"], "rejected": row["rejected"]})
-        if 2 * len(kept) >= texts:
-            break
-    return kept
-
-
 def compare(run: str, data: str, texts: int, python: str, folder: Path) -> str:
     """One row of the table."""
     from aplot_lightning.data.comparisons import conversation_of
@@ -68,9 +51,9 @@ def compare(run: str, data: str, texts: int, python: str, folder: Path) -> str:
     ours = [row[f"{side}_reward"] for row in scored for side in ("chosen", "rejected")]
     chats = [list(conversation_of(row["prompt"], row[side])) for row in rows for side in ("chosen", "rejected")]
     (folder / "chats.json").write_text(json.dumps(chats))
-    words = [python, "-c", INSIDE, str(folder / "model"), str(folder / "chats.json")]
+    command = [python, "-c", INSIDE, str(folder / "model"), str(folder / "chats.json")]
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    done = subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True, env=environment, cwd=folder)
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment, cwd=folder)
     theirs = json.loads(done.stdout.splitlines()[-1])
     difference = max(abs(a - b) for a, b in zip(ours, theirs["rewards"], strict=True))
     spread = max(ours) - min(ours)

@@ -121,7 +121,7 @@ def environment() -> dict[str, str]:
 
 def last_line(path: Path) -> str:
     lines = [line for line in path.read_text(errors="replace").splitlines() if line.strip()]
-    return lines[-1][:300] if lines else "it said nothing"
+    return lines[-1][:300] if lines else "no output"
 
 
 def free() -> None:
@@ -187,7 +187,7 @@ def draw(options: argparse.Namespace, length: int, joined: bool) -> tuple[str, f
 
     def sides(at: int) -> tuple[list[Any], ...]:
         comparison = found[at]
-        return list(comparison.prompt), *(list(comparison.responses[place]) for place in comparison.pairs[0])
+        return list(comparison.prompt), *(list(comparison.responses[index]) for index in comparison.pairs[0])
 
     def size(at: int) -> int:
         if at not in sizes:
@@ -296,7 +296,7 @@ def error_of(found: Any, reference: Any) -> tuple[float, float]:
 
 
 def prepare_path(model: Any, path: str) -> None:
-    from aplot_lightning.training.blocks import checkpoint_activations, compile_blocks
+    from aplot_lightning.training.distributed import checkpoint_activations, compile_blocks
 
     assert model.packing_refusal is None, model.packing_refusal
     if path.endswith("compiled"):
@@ -420,23 +420,23 @@ class Meter(Callback):
         raise Measured
 
 
-def fit(words: list[str], warm: int) -> dict[str, Any]:
+def fit(arguments: list[str], warm: int) -> dict[str, Any]:
     """`fit` until its last step, in this process."""
     from aplot_lightning.cli import main
 
     free()
     Meter.result = None
-    said = io.StringIO()
+    output = io.StringIO()
     code: int | None = None
-    with contextlib.suppress(Measured), contextlib.redirect_stderr(said):
-        code = main([*words, "--trainer.callbacks+=gpu.Meter", f"--trainer.callbacks.warm={warm}"])
+    with contextlib.suppress(Measured), contextlib.redirect_stderr(output):
+        code = main([*arguments, "--trainer.callbacks+=gpu.Meter", f"--trainer.callbacks.warm={warm}"])
     if Meter.result is not None:
         return Meter.result
-    lines = [line for line in said.getvalue().splitlines() if line.startswith("aplot: ")]
-    return {"error": f"exit code {code}: {lines[-1] if lines else said.getvalue()[-300:]}"}
+    lines = [line for line in output.getvalue().splitlines() if line.startswith("aplot: ")]
+    return {"error": f"exit code {code}: {lines[-1] if lines else output.getvalue()[-300:]}"}
 
 
-def fit_words(options: argparse.Namespace, run: str, sample: str, length: int, **given: Any) -> list[str]:
+def fit_arguments(options: argparse.Namespace, run: str, sample: str, length: int, **given: Any) -> list[str]:
     """Arguments of `fit`; `given` has keys with __ in place of dots."""
     defaults = {
         "trainer__accelerator": "gpu" if CUDA else "cpu",
@@ -453,12 +453,12 @@ def fit_words(options: argparse.Namespace, run: str, sample: str, length: int, *
         "data__micro_batch_tokens": options.micro_batch_tokens,
         "data__max_length": length,
     }
-    words = ["fit", "--config", str(ROOT / "conf/hh_rlhf.yaml")]
-    words += ["--config", str(ROOT / f"conf/objective/{options.objective}.yaml")]
-    words += ["--run_dir", str(options.work / "runs" / run)]
+    arguments = ["fit", "--config", str(ROOT / "conf/hh_rlhf.yaml")]
+    arguments += ["--config", str(ROOT / f"conf/objective/{options.objective}.yaml")]
+    arguments += ["--run_dir", str(options.work / "runs" / run)]
     for name, value in {**defaults, **given}.items():
-        words += [f"--{name.replace('__', '.')}", str(value).lower() if isinstance(value, bool) else str(value)]
-    return words
+        arguments += [f"--{name.replace('__', '.')}", str(value).lower() if isinstance(value, bool) else str(value)]
+    return arguments
 
 
 def part_throughput(options: argparse.Namespace, worker: Worker) -> None:
@@ -471,7 +471,7 @@ def part_throughput(options: argparse.Namespace, worker: Worker) -> None:
         sample, mean = draw(options, length, joined)
         for layout, precision, compiled in options.settings:
             given = {"data__layout": layout, "trainer__precision": precision, "model__compile": compiled}
-            words = fit_words(
+            arguments = fit_arguments(
                 options,
                 "speed",
                 sample,
@@ -480,7 +480,7 @@ def part_throughput(options: argparse.Namespace, worker: Worker) -> None:
                 trainer__max_steps=options.warm + options.steps,
                 **given,
             )
-            found = worker("fit", words=words, warm=options.warm)
+            found = worker("fit", arguments=arguments, warm=options.warm)
             cells = (
                 f"| {kind}, {length} at most | {mean:.0f} | {layout} | {precision} | {'yes' if compiled else 'no'} |"
             )
@@ -504,11 +504,11 @@ def part_memory(options: argparse.Namespace, worker: Worker) -> None:
             given = {"data__layout": layout, "trainer__precision": precision, "model__gradient_checkpointing": again}
             while True:
                 pairs = min(options.pairs, max(8, math.ceil(1.5 * tokens / mean)))  # enough to fill a micro-batch
-                words = fit_words(
+                arguments = fit_arguments(
                     options, "memory", sample, length, overwrite=True, trainer__max_steps=2, **given,
                     data__batch_size=pairs, data__micro_batch_tokens=tokens,
                 )  # fmt: skip
-                found = worker("fit", words=words, warm=1)
+                found = worker("fit", arguments=arguments, warm=1)
                 if "error" in found:
                     end = found["error"]
                     break
@@ -536,11 +536,11 @@ class Stop(Callback):
             os.kill(os.getpid(), getattr(signal, self.how))
 
 
-def command(*words: str, limit: float = 300) -> tuple[int, float, str]:
+def command(*arguments: str, limit: float = 300) -> tuple[int, float, str]:
     """Runs one of our commands: exit code, seconds, and the last line of its output."""
     start = time.perf_counter()
     done = subprocess.run(
-        [sys.executable, "-m", "aplot_lightning", *words],
+        [sys.executable, "-m", "aplot_lightning", *arguments],
         cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=limit,
     )  # fmt: skip
     lines = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
@@ -553,11 +553,11 @@ def part_resume(options: argparse.Namespace, worker: Worker) -> None:
     sample, _ = draw(options, length, joined=False)
 
     def run(name: str, *more: str) -> tuple[int, float, str]:
-        words = fit_words(
+        arguments = fit_arguments(
             options, name, sample, length, trainer__devices=1, trainer__max_steps=8, checkpoint_every_n_steps=2,
             data__batch_size=options.resume_batch,
         )  # fmt: skip
-        return command(*words[:5], "--config", str(ROOT / "conf/trainer/fsdp.yaml"), *words[5:], *more)
+        return command(*arguments[:5], "--config", str(ROOT / "conf/trainer/fsdp.yaml"), *arguments[5:], *more)
 
     print("| FSDP2 on one device | exit codes | seconds | largest difference of a weight from the first run |")
     print("|---|---|--:|--:|")
@@ -628,10 +628,10 @@ def part_trl(options: argparse.Namespace, worker: Worker) -> None:
     worker.end()  # it occupies memory of the device
     for joined in (False, True):
         sample, _ = draw(options, options.trl_length, joined)
-        words = ["--data", sample, "--tokenizer", str(options.folder), "--model", "pretrained"]
-        words += ["--pairs", str(options.trl_pairs), "--max_length", str(options.trl_length), "--warmup", "2"]
-        words += ["--micro_batch_tokens", str(options.micro_batch_tokens), "--rounds", str(options.trl_rounds)]
-        script = [sys.executable, str(HERE / "throughput.py"), *words]
+        arguments = ["--data", sample, "--tokenizer", str(options.folder), "--model", "pretrained"]
+        arguments += ["--pairs", str(options.trl_pairs), "--max_length", str(options.trl_length), "--warmup", "2"]
+        arguments += ["--micro_batch_tokens", str(options.micro_batch_tokens), "--rounds", str(options.trl_rounds)]
+        script = [sys.executable, str(HERE / "throughput.py"), *arguments]
         done = subprocess.run(script, cwd=ROOT, env=environment(), capture_output=True, text=True)
         print(done.stdout if done.returncode == 0 else f"failed: {done.stderr[-1500:]}", flush=True)
 
@@ -639,15 +639,20 @@ def part_trl(options: argparse.Namespace, worker: Worker) -> None:
 def describe_machine() -> str:
     import transformers
 
-    words = [str(date.today()), platform.machine(), f"Python {platform.python_version()}", f"torch {torch.__version__}"]
-    words.append(f"transformers {transformers.__version__}")
+    description = [
+        str(date.today()),
+        platform.machine(),
+        f"Python {platform.python_version()}",
+        f"torch {torch.__version__}",
+    ]
+    description.append(f"transformers {transformers.__version__}")
     if CUDA:
         asked = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
         with contextlib.suppress(OSError):
-            words.append(subprocess.run(asked, capture_output=True, text=True).stdout.strip())
+            description.append(subprocess.run(asked, capture_output=True, text=True).stdout.strip())
     else:
-        words.append("no GPU")
-    return ", ".join(words)
+        description.append("no GPU")
+    return ", ".join(description)
 
 
 def parse() -> argparse.Namespace:

@@ -29,7 +29,7 @@ from score_memory import whole_command
 BATCH = 16
 
 
-def pairs_that_fit(path: str, run: str, texts: int, max_length: int | None) -> list[dict]:
+def pairs_that_fit(path: str, run: str, texts: int, max_length: int | None = None) -> list[dict]:
     """The first rows whose two sides both need no truncation."""
     from aplot_lightning import RewardModel
     from aplot_lightning.data.comparisons import conversation_of

@@ -30,12 +30,12 @@ class Spent:
 
 def whole_command(run: str, source: Path, limit: list[str]) -> Spent:
     """`aplot score` of a file of pairs, imports included; the output is written to the folder of its input."""
-    words = ["score", "--model", run, "--input", str(source), "--output", str(source.with_suffix(".scored.jsonl"))]
+    arguments = ["score", "--model", run, "--input", str(source), "--output", str(source.with_suffix(".scored.jsonl"))]
     started = time.perf_counter()
-    process = subprocess.Popen([sys.executable, "-m", "aplot_lightning", *words, *limit], stdout=sys.stderr)
+    process = subprocess.Popen([sys.executable, "-m", "aplot_lightning", *arguments, *limit], stdout=sys.stderr)
     _, status, usage = os.wait4(process.pid, 0)  # the usage of this child only
     if status:
-        raise SystemExit(f"aplot {' '.join(words)}: exit {os.waitstatus_to_exitcode(status)}")
+        raise SystemExit(f"aplot {' '.join(arguments)}: exit {os.waitstatus_to_exitcode(status)}")
     return Spent(time.perf_counter() - started, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024)
 
 

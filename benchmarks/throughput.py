@@ -165,7 +165,7 @@ def draw_pairs(options: argparse.Namespace, path: Path) -> None:
             comparison = parse_comparison(row, where, "data")
         except RowError:
             continue
-        chosen, rejected = (list(comparison.responses[place]) for place in comparison.pairs[0])
+        chosen, rejected = (list(comparison.responses[index]) for index in comparison.pairs[0])
         prompt = list(comparison.prompt)
         lengths = [len(tokenizer.apply_chat_template(prompt + side)["input_ids"]) for side in (chosen, rejected)]
         if max(lengths) <= options.max_length:

@@ -55,7 +55,7 @@ class Clock(Callback):
         print(PREFIX + json.dumps(values), flush=True)
 
 
-def words(options: argparse.Namespace, run_dir: Path, more: list[str]) -> list[str]:
+def fit_arguments(options: argparse.Namespace, run_dir: Path, more: list[str]) -> list[str]:
     return [
         *("fit", "--config", "conf/frozen_head.yaml", "--config", "conf/objective/aplot.yaml"),
         *("--model.backbone", options.backbone, "--model.pooling", options.pooling, "--data.train", options.sample),
@@ -75,13 +75,13 @@ def measure(options: argparse.Namespace, folder: Path, way: str) -> list[dict[st
         for trial in range(options.trials + 1):
             run_dir = folder / f"{way} {trial}"
             start, spent = time.perf_counter(), seconds_of_ended(launcher)
-            child = launcher.start(words(options, run_dir, more), log=run_dir.with_suffix(".log"))
+            child = launcher.start(fit_arguments(options, run_dir, more), log=run_dir.with_suffix(".log"))
             code = child.wait()
             values = {"clock": time.perf_counter() - start, "all": seconds_of_ended(launcher) - spent}
-            said = child.log.read_text()
+            output = child.log.read_text()
             if code:
-                sys.exit(f"{way} failed:\n{said[-2000:]}")
-            line = next(line for line in said.splitlines() if line.startswith(PREFIX))
+                sys.exit(f"{way} failed:\n{output[-2000:]}")
+            line = next(line for line in output.splitlines() if line.startswith(PREFIX))
             values |= json.loads(line.removeprefix(PREFIX))
             values["disk"] = sum(path.stat().st_size for path in run_dir.rglob("*") if path.is_file()) / 2**20
             if trial:

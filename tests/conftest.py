@@ -18,8 +18,6 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
-from tests.processes import ended, forked
-
 settings.register_profile("untimed", deadline=None)  # the machine may be busy with other runs
 settings.load_profile("untimed")
 
@@ -113,24 +111,18 @@ class Laboratory:
         return output
 
     def on_two_ranks(self, run_dir: Path, options: dict[str, Any], codes: tuple[int, int] = (0, 0)) -> str:
-        """Runs `fit` in two forked processes with the environment that torchrun gives, and checks their exit codes.
+        """Runs `fit` in two processes with the environment that torchrun gives, and checks their exit codes.
 
-        Forking saves the imports, which take longer than the runs. Returns the output of both ranks.
+        Returns the output of both ranks.
         """
+        from tests.ranks import run_on_two_ranks
+
         log = self.folder / f"ranks-{uuid.uuid4().hex}.txt"
         with socket.socket() as free:
             free.bind(("localhost", 0))
             port = str(free.getsockname()[1])
         shared = {"MASTER_ADDR": "localhost", "MASTER_PORT": port, "WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "test"}
-        arguments = self.arguments("fit", run_dir, {**options, "trainer.devices": 2})
-        ranks = [
-            forked(arguments, log, {**shared, "RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": "0"})
-            for rank in ("0", "1")
-        ]
-        found = [ended(rank, 300) for rank in ranks]
-        for rank, code in zip(ranks, found, strict=True):
-            if code is None:
-                os.kill(rank, signal.SIGKILL)
+        found = run_on_two_ranks(self.arguments("fit", run_dir, {**options, "trainer.devices": 2}), log, shared)
         output = log.read_text(encoding="utf-8")
         assert tuple(found) == codes, output[-3000:]
         return output

@@ -6,32 +6,26 @@ import os
 import sys
 import time
 import traceback
-import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 
-def forked(arguments: list[str], log: Path, environment: Mapping[str, str] | None = None) -> int:
-    """Runs a command of `aplot` in a forked process, which has everything imported already.
+def forked(arguments: list[str], log: Path) -> int:
+    """Runs a command of `aplot` in a fork of this process, which must have few threads. Returns the process id.
 
     Args:
         arguments: of the command line.
         log: the file that stdout and stderr are appended to.
-        environment: added to that of this process.
-
-    Returns:
-        The process id.
     """
-    import torch
-    from lightning.pytorch.utilities.rank_zero import rank_zero_only
-
-    from aplot_lightning.cli import main
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of Python 3.12, about forking with threads
-        process = os.fork()
+    process = os.fork()
     if process:
         return process
+    run_command(arguments, log)
+    return 0
+
+
+def run_command(arguments: list[str], log: Path, environment: Mapping[str, str] | None = None) -> None:
+    """Runs a command of `aplot` with its output in `log`, and ends this process with the exit code."""
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(output, 1)
     os.dup2(output, 2)
@@ -39,8 +33,11 @@ def forked(arguments: list[str], log: Path, environment: Mapping[str, str] | Non
     code = 70
     try:
         os.environ.update(environment or {})
+        import torch
+
+        from aplot_lightning.cli import main
+
         torch.set_num_threads(1)
-        rank_zero_only.rank = int(os.environ.get("RANK", 0))  # Lightning reads it when it is imported
         sys.argv = ["aplot", *arguments]
         code = main(arguments)
     except BaseException:

@@ -1,4 +1,4 @@
-"""The dispatcher: which command runs, what a mistake reads like, which exit code ends it, and how little it imports."""
+"""The command line: commands, messages of mistakes, exit codes, and what is not imported."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Lightni
 
 
 def complaint(capsys: pytest.CaptureFixture[str]) -> str:
-    """What a mistake prints: one line on stderr, nothing on stdout."""
+    """The message of a mistake: one line on stderr, nothing on stdout."""
     printed = capsys.readouterr()
     (line,) = (line for line in printed.err.splitlines() if not line.startswith(("Seed set", "INFO: Seed set")))
     assert printed.out == ""
@@ -45,9 +45,9 @@ def write_pairs(path: Path, count: int = 3) -> str:
 # Help
 
 
-@pytest.mark.parametrize("words", [[], ["--help"], ["-h"], ["help"]])
-def test_help_names_every_command(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(words) == 0
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"], ["help"]])
+def test_help_names_every_command(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 0
     printed = capsys.readouterr()
     assert printed.err == ""
     listed = {line.split()[0] for line in printed.out.splitlines() if line.startswith("  ")}
@@ -58,7 +58,7 @@ def test_help_names_every_command(words: list[str], capsys: pytest.CaptureFixtur
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_light_command_tells_its_options(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_light_command_lists_its_options(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
         main([command, "--help"])
     text = capsys.readouterr().out
@@ -83,7 +83,7 @@ def test_the_console_script_is_main() -> None:
 
 
 @pytest.mark.parametrize(
-    "words",
+    "arguments",
     [
         ["--help"],
         ["fitt"],
@@ -92,20 +92,20 @@ def test_the_console_script_is_main() -> None:
         ["fit", "--config", str(CONF / "quickstart.yaml"), "--model.lerning_rate", "3"],
     ],
 )
-def test_help_and_simple_mistakes_import_nothing_heavy(words: list[str]) -> None:
+def test_help_and_simple_mistakes_import_nothing_heavy(arguments: list[str]) -> None:
     code = f"""if True:
         import runpy, sys
-        sys.argv = ["aplot_lightning", *{words!r}]
+        sys.argv = ["aplot_lightning", *{arguments!r}]
         try:
             runpy.run_module("aplot_lightning", run_name="__main__")
         finally:
             print("\\nheavy:", *sorted({HEAVY!r} & set(sys.modules)))
     """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    expected = 0 if words[-1] == "--help" else 2
+    expected = 0 if arguments[-1] == "--help" else 2
     assert done.returncode == expected, done.stderr
     imported = set(done.stdout.splitlines()[-1].split()[1:])
-    assert imported <= ({"numpy"} if words[0] in COMMANDS else set())
+    assert imported <= ({"numpy"} if arguments[0] in COMMANDS else set())
 
 
 # Exit codes
@@ -119,7 +119,7 @@ def raiser(error: BaseException) -> Callable[..., Any]:
 
 
 @pytest.mark.parametrize(
-    ("error", "code", "said"),
+    ("error", "code", "message"),
     [
         (UserError("this key is wrong"), 2, "this key is wrong"),
         (RunError("the loss is not finite"), 1, "the loss is not finite"),
@@ -127,11 +127,11 @@ def raiser(error: BaseException) -> Callable[..., Any]:
     ],
 )
 def test_exit_codes(
-    error: BaseException, code: int, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    error: BaseException, code: int, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(training, "run", raiser(error))
     assert main(["fit"]) == code
-    assert complaint(capsys) == said
+    assert complaint(capsys) == message
 
 
 def test_sigterm_ends_with_143(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,7 +139,7 @@ def test_sigterm_ends_with_143(monkeypatch: pytest.MonkeyPatch) -> None:
     assert main(["fit"]) == 143
 
 
-def test_anything_else_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_errors_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training, "run", raiser(RuntimeError("a fault of ours")))
     with pytest.raises(RuntimeError, match="a fault of ours"):  # which Python ends with exit code 1
         main(["fit"])
@@ -170,7 +170,7 @@ def test_score_gives_a_fresh_head_its_warning_and_every_response_a_reward(
     assert len({row["rejected_reward"] for row in rows}) == 3
 
 
-def test_a_light_command_takes_a_config_and_the_command_line_wins(
+def test_the_command_line_overrides_the_config_of_a_light_command(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = {"model": "world-decoder", "input": write_pairs(tmp_path / "pairs.jsonl"), "output": "unused"}
@@ -181,7 +181,7 @@ def test_a_light_command_takes_a_config_and_the_command_line_wins(
     assert str(target) in capsys.readouterr().out
 
 
-def test_report_takes_several_runs_by_place(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_report_takes_several_runs_as_positional_arguments(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("bt", "aplot", "third"):
         run = tmp_path / name
         (run / "predictions").mkdir(parents=True)
@@ -200,7 +200,7 @@ def test_report_takes_several_runs_by_place(tmp_path: Path, capsys: pytest.Captu
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("arguments", "message"),
     [
         (["score"], "score: the following arguments are required: model, input, output"),
         (["report"], "report: the following arguments are required: runs"),
@@ -211,15 +211,19 @@ def test_report_takes_several_runs_by_place(tmp_path: Path, capsys: pytest.Captu
     ],
 )
 def test_mistakes_of_light_commands(
-    words: list[str], said: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    arguments: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert main(words) == 2
-    assert said in complaint(capsys)
+    assert main(arguments) == 2
+    assert message in complaint(capsys)
     assert not list(tmp_path.iterdir())
 
 
-# What jsonargparse says, through the real parser of fit
+# Messages of wrong configs, through the real parser of fit
 
 OBJECTIVE = "class_path: aplot_lightning.objectives.Objective"
 MARGIN = "class_path: aplot_lightning.objectives.TransportMargin"
@@ -244,7 +248,7 @@ MESSAGES = {
     "data: {on_bad_row: fly}": ["data.on_bad_row: ", "one of 'skip', 'error'", "fly"],
     "trainer: {precision: 7}": ["trainer.precision: ", "'bf16-mixed'", "one of 64, 32, 16 or one of", "Got value: 7"],
     f"data: {{id: {{{WORLD}, init_args: {{shift: up}}}}}}": ["data.id.shift: ", "'new_topics'", "Got value: up"],
-    # a class that is not there, or is none of ours
+    # a missing class, or one of the wrong kind
     "model: {objective: {class_path: nosuch.Thing}}": ["model.objective: No module named 'nosuch'", "a class path"],
     "model: {objective: {class_path: aplot_lightning.objectives.Objectiv}}": [
         "model.objective: module 'aplot_lightning.objectives' has no attribute 'Objectiv'",
@@ -273,7 +277,7 @@ MESSAGES = {
     ],
     "data: {ood: 3}": ["data.ood: Expected dict. Got value: 3"],
     "data: {ood: {far: 3}}": ["data.ood: Not a valid subclass of Source. Got value: 3"],
-    # what a class refuses in the end
+    # a value that a class refuses
     f"data: {{id: {{{WORLD}, init_args: {{pairs: -3}}}}}}": ["fit: PreferenceWorld: pairs = -3 must be a whole number"],
     # invalid YAML, or YAML without keys
     "data: [1, {": ["bad.yaml:1: invalid YAML: "],
@@ -290,12 +294,12 @@ def test_a_wrong_config_is_one_line_with_key_and_what_is_accepted(
     content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for variable in ("APLOT_RUN_DIR", "PL_GLOBAL_SEED", "PL_SEED_WORKERS"):
-        monkeypatch.setenv(variable, "")  # put back after the test, whatever the command leaves
+        monkeypatch.setenv(variable, "")  # restored after the test
     bad, run_dir = tmp_path / "bad.yaml", tmp_path / "run"
     bad.write_text(content)
-    words = ["fit", "--config", str(CONF / "quickstart.yaml"), "--config", str(bad), "--run_dir", str(run_dir)]
-    monkeypatch.setattr(sys, "argv", ["aplot", *words])
-    assert main(words) == 2
+    arguments = ["fit", "--config", str(CONF / "quickstart.yaml"), "--config", str(bad), "--run_dir", str(run_dir)]
+    monkeypatch.setattr(sys, "argv", ["aplot", *arguments])
+    assert main(arguments) == 2
     line = complaint(capsys)
     for part in MESSAGES[content]:
         assert part in line
@@ -307,16 +311,16 @@ def test_a_wrong_config_is_one_line_with_key_and_what_is_accepted(
 def test_a_config_that_is_missing_or_a_folder_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for path, said in {tmp_path / "no.yaml": "does not exist", tmp_path: "not a file"}.items():
-        words = ["fit", f"--config={path}"]
-        monkeypatch.setattr(sys, "argv", ["aplot", *words])
-        assert main(words) == 2
+    for path, message in {tmp_path / "no.yaml": "does not exist", tmp_path: "not a file"}.items():
+        arguments = ["fit", f"--config={path}"]
+        monkeypatch.setattr(sys, "argv", ["aplot", *arguments])
+        assert main(arguments) == 2
         line = complaint(capsys)
         assert str(path) in line
-        assert said in line
+        assert message in line
 
 
-@pytest.mark.parametrize("message", ["", "one", "two words\n  and more", 'Parser key "a":\n  Errors:\n'])
+@pytest.mark.parametrize("message", ["", "one", "two arguments\n  and more", 'Parser key "a":\n  Errors:\n'])
 def test_any_message_becomes_one_line_without_loss_of_all(message: str) -> None:
     line = one_line(message)
     assert "\n" not in line

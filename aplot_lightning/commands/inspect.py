@@ -12,10 +12,11 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
+from aplot_lightning.data.datamodule import DataRequirements
 from aplot_lightning.errors import UserError
 from aplot_lightning.model.outline import read_outline
 from aplot_lightning.training import cli
-from aplot_lightning.training.module import RewardModelingModule, fitting_length
+from aplot_lightning.training.module import RewardModelingModule
 
 DESCRIPTION = "read the data as fit would and print the data report"
 
@@ -43,11 +44,8 @@ class Outlined:
 
     def __init__(self, backbone: str, init_from: str | None = None, **_: Any) -> None:
         outline = read_outline(init_from or backbone, "model.backbone")
-        self.tokenizer = outline.tokenizer
-        self.position_limit = outline.position_limit
-
-    def fitting_length(self, length: int) -> int:
-        return fitting_length(length, self.position_limit)
+        # how batches are laid out does not change the report, so packing is not tried
+        self.requirements = DataRequirements(outline.tokenizer, outline.position_limit, lambda: None)
 
 
 class InspectCLI(cli.AplotCLI):
@@ -77,8 +75,7 @@ class InspectCLI(cli.AplotCLI):
 
     def instantiate_trainer(self, **_: Any) -> Any:
         """None: what follows from the data needs no trainer, and neither does how batches are laid out."""
-        self.datamodule.tokenizer = self.model.tokenizer
-        self.datamodule.max_length = self.model.fitting_length(self.datamodule.max_length)
+        self.datamodule.connect(self.model.requirements)
         self.datamodule.setup()
 
     def _run_subcommand(self, subcommand: str) -> None:

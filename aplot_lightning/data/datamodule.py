@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
 import numpy as np
 from jsonargparse.typing import NonNegativeInt, PositiveInt
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch.utils.data import DataLoader
 
 from aplot_lightning.data.batching import Layout
@@ -29,13 +29,31 @@ from aplot_lightning.data.streaming import TrainingStream, take_stream
 from aplot_lightning.errors import UserError
 
 EMBEDDED_PAIRS = 1024  # in a batch of an evaluation set whose embeddings are known
+Embed = Callable[[EncodedComparisons, Layout], Embeddings]
+
+
+@dataclass(frozen=True)
+class DataRequirements:
+    """What the data module needs to know of a model.
+
+    Attributes:
+        tokenizer: of the backbone.
+        position_limit: the most tokens that the backbone has positions for, or None.
+        packing_refusal: returns why the model takes no packed batches, or None if it does. It may run the model.
+        embed: makes the function that embeds comparisons when loaders are made, for a frozen backbone whose embeddings
+            are cached.
+    """
+
+    tokenizer: Any
+    position_limit: int | None = None
+    packing_refusal: Callable[[], str | None] = lambda: "this module does not say that its model takes them"
+    embed: Callable[[Cache], Embed] | None = None
 
 
 class PreferenceDataModule(L.LightningDataModule):
     """Preference pairs for training and evaluation.
 
-    The tokenizer comes from the module that is trained, or from the attribute `tokenizer` where it is set; a module
-    that has fewer positions than `max_length` shortens it.
+    `connect` tells it what the model needs. A trainer's module is connected in `setup` if it has `data_requirements`.
 
     Args:
         train: preference pairs to train on: a JSONL (also .gz), Parquet or Arrow file, a folder of them, a hub name, a
@@ -119,8 +137,7 @@ class PreferenceDataModule(L.LightningDataModule):
         self.preparation_workers = None if preparation_workers is None else int(preparation_workers)
         self.tokenizer: Any = None
         self.packed = False
-        # the training room gives it where a frozen backbone's embeddings are kept; asked when loaders are made
-        self.embed: Callable[[EncodedComparisons, Layout], Embeddings] | None = None
+        self.embed: Embed | None = None
         self.report = DataReport()
         self.fingerprints: dict[str, dict[str, str]] = {}
         self.evaluation_sets: dict[str, EvaluationSet] = {}
@@ -136,9 +153,13 @@ class PreferenceDataModule(L.LightningDataModule):
         Raises:
             UserError: a source cannot be used, or a row where that is asked for.
         """
+        module: Any = self.trainer.lightning_module if self.trainer is not None else None
+        if hasattr(module, "data_requirements"):
+            self.connect(module.data_requirements())
         if self.training_pairs is not None:
             return
-        self._ask_module()
+        if self.tokenizer is None:
+            raise UserError("PreferenceDataModule has no tokenizer: call connect() or set `tokenizer` before setup()")
         encoder = ConversationEncoder(self.tokenizer, self.max_length, self.truncation)
         opened, cache = self._open(), Cache(self.cache_dir)
         streamed = take_stream(opened)
@@ -226,30 +247,27 @@ class PreferenceDataModule(L.LightningDataModule):
         assert self.training_pairs is not None
         return {name: int(np.isnan(values).sum()) for name, values in self.training_pairs.columns.items()}
 
-    def _ask_module(self) -> None:
-        """Takes tokenizer and fitting length from the module that is trained, where there is one."""
-        module: Any = self.trainer.lightning_module if self.trainer is not None else None
-        if self.tokenizer is None:
-            self.tokenizer = getattr(module, "tokenizer", None)
-        if hasattr(module, "fitting_length"):
-            self.max_length = module.fitting_length(self.max_length)
-        if module is not None:
-            self.choose_layout(module)
-        if self.tokenizer is None:
-            raise UserError("PreferenceDataModule has no tokenizer: set its attribute `tokenizer` before setup()")
-
-    def choose_layout(self, module: Any) -> None:
-        """Packs micro-batches where the module's model takes that; says why where it does not.
-
-        Args:
-            module: its `packing_refusal` is None, or says why the model takes no packed batches.
+    def connect(self, model: DataRequirements) -> None:
+        """Takes the tokenizer, the length, the layout and the embeddings that suit a model.
 
         Raises:
             UserError: data.layout is packed, and the model does not take it.
         """
+        if self.training_pairs is None:
+            self.tokenizer = self.tokenizer or model.tokenizer
+            if model.position_limit is not None and self.max_length > model.position_limit:
+                rank_zero_warn(
+                    f"data.max_length is {self.max_length}, but the backbone has {model.position_limit} positions: "
+                    f"{model.position_limit} is used"
+                )
+                self.max_length = model.position_limit
+            self._choose_layout(model)
+        self.embed = model.embed(Cache(self.cache_dir)) if model.embed is not None and self.stream is None else None
+
+    def _choose_layout(self, model: DataRequirements) -> None:
         if self.layout == "padded":
             return
-        refusal = getattr(module, "packing_refusal", "this module does not say that its model takes them")
+        refusal = model.packing_refusal()
         if refusal is not None and self.layout == "packed":
             raise UserError(f"data.layout: packed is not possible: {refusal}; set it to auto or padded")
         self.packed = refusal is None

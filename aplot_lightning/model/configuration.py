@@ -10,6 +10,7 @@ import torch
 from aplot_lightning.errors import UserError
 from aplot_lightning.model.locate import ModelPlace, not_on_hub
 from aplot_lightning.model.tokenizer import one_line
+from aplot_lightning.model.transformers_internals import cpu_has_matrices_of, set_attention
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -42,11 +43,7 @@ def emulation(name: str, device: torch.device) -> str | None:
     dtype = torch_dtype(name)
     if device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return None
-    known = {
-        torch.bfloat16: torch.ops.mkldnn._is_mkldnn_bf16_supported,
-        torch.float16: torch.ops.mkldnn._is_mkldnn_fp16_supported,
-    }
-    if dtype not in known or known[dtype]():
+    if cpu_has_matrices_of(dtype):
         return None
     return f"this processor emulates {name}, which is many times slower than float32"
 
@@ -71,7 +68,7 @@ def prepare_config(config: PreTrainedConfig, *, attention: str | None, dropout: 
         raise UserError(f"model.attention {attention!r} is unknown: choose one of {', '.join(ATTENTIONS)}")
     if dropout is not None and not 0 <= dropout < 1:
         raise UserError(f"model.dropout is {dropout}: it is a probability, at least 0 and less than 1")
-    config._attn_implementation = attention
+    set_attention(config, attention)
     if config.num_labels != 1:
         config.num_labels = 1
     for part in {id(part): part for part in (config, config.get_text_config())}.values():

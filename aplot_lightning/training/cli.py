@@ -1,4 +1,4 @@
-"""fit, validate, test and predict through LightningCLI, and what a run directory needs around them."""
+"""fit, validate, test and predict through LightningCLI, with a run directory."""
 
 from __future__ import annotations
 
@@ -22,28 +22,25 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from aplot_lightning.argument_errors import one_line
 from aplot_lightning.data.datamodule import PreferenceDataModule
 from aplot_lightning.errors import UserError
-from aplot_lightning.evaluation.report import compare_runs
 from aplot_lightning.exit_codes import INTERRUPTED, TERMINATED
-from aplot_lightning.training.atomic import replace_durably
+from aplot_lightning.files import replacing
 from aplot_lightning.training.callbacks import MarginDiagnostics, Throughput
-from aplot_lightning.training.checkpoints import FOLDER, LastCheckpoint, best_checkpoint, can_select, find_checkpoint
-from aplot_lightning.training.ending import EndWithValidation, GracefulStop, Interrupted
-from aplot_lightning.training.left_out import BackboneLeftOut
-from aplot_lightning.training.lock import check_writable, lock_run, unlock_runs
+from aplot_lightning.training.checkpointing import FOLDER, LastCheckpoint, best_checkpoint, can_select, find_checkpoint
+from aplot_lightning.training.distributed import check_averaging, check_strategy, prepare_strategy, suitable_precision
+from aplot_lightning.training.frozen_backbone import SkipFrozenBackbone
+from aplot_lightning.training.graceful_stop import EndWithValidation, GracefulStop, Interrupted
+from aplot_lightning.training.log_filters import filter_logs
 from aplot_lightning.training.module import RewardModelingModule
-from aplot_lightning.training.precision import suitable_precision
-from aplot_lightning.training.quiet import quieten
-from aplot_lightning.training.record import RunRecord
-from aplot_lightning.training.strategies import check_averaging, check_strategy, prepare_strategy
+from aplot_lightning.training.run_directory import check_writable, lock_run, unlock_runs
+from aplot_lightning.training.run_record import RunRecord
 from aplot_lightning.training.trainer import RunTrainer
-from aplot_lightning.training.trial_report import TrialReport, record_failure
 
-RUN_DIR_VARIABLE = "APLOT_RUN_DIR"  # ranks that Lightning launches take the run directory of the first
+RUN_DIR_VARIABLE = "APLOT_RUN_DIR"  # tells ranks that Lightning launches the run directory of the first
 WRITTEN = (FOLDER, "predictions", "plots", "diagnostics")  # folders of a run that --overwrite true replaces
 
 
 class AplotParser(LightningArgumentParser):
-    """Takes the paths in `data` as they are: jsonargparse would read a file of pairs as if it were a config."""
+    """Keeps paths in `data` as paths: jsonargparse would read a file of pairs as a config."""
 
     def add_class_arguments(self, theclass: type, *arguments: Any, **options: Any) -> list[str]:
         if theclass is PreferenceDataModule:
@@ -52,10 +49,10 @@ class AplotParser(LightningArgumentParser):
 
 
 class AplotCLI(LightningCLI):
-    """LightningCLI with a run directory: its arguments, its loggers and callbacks, and its end.
+    """LightningCLI with a run directory: its arguments, loggers and callbacks, and its figures at the end.
 
     Args:
-        subcommand: the only one that it knows: a parser for each of the others would take its time too.
+        subcommand: the only one that gets a parser, since each parser takes time to build.
     """
 
     def __init__(self, *arguments: Any, subcommand: str, **options: Any) -> None:
@@ -84,7 +81,7 @@ class AplotCLI(LightningCLI):
             "--checkpoint_backbone",
             type=bool,
             default=True,
-            help="false leaves a frozen backbone out of checkpoints: small and fast ones, that are no model alone",
+            help="false leaves a frozen backbone out of checkpoints: they are small, but not a whole model",
         )
         parser.add_argument("--report", type=bool, default=True, help="write report.md and its plots at the end")
         parser.add_argument("--init_from", type=str | None, default=None, help="a model whose weights start the run")
@@ -103,7 +100,7 @@ class AplotCLI(LightningCLI):
         if config.get("ckpt_path"):
             config.ckpt_path = str(find_checkpoint(config.ckpt_path, self.run_dir, whole=config.checkpoint_backbone))
         if config.get("weights_only", True) is None:
-            config.weights_only = True  # a checkpoint never runs code unless that is asked for
+            config.weights_only = True  # a checkpoint runs no code unless the user allows it
         self._check(config)
 
     def _find_run_dir(self, config: Any) -> Path:
@@ -112,7 +109,7 @@ class AplotCLI(LightningCLI):
         named = config.run_dir
         if named is None:
             if int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_NTASKS", 1))) > 1:
-                raise UserError("run_dir: name one: ranks that torchrun or SLURM starts would each make up their own")
+                raise UserError("run_dir: name one: ranks of torchrun or SLURM would each choose their own")
             stems = [Path(str(path)).stem for path in config.get("config") or []]
             moment = datetime.now().strftime("%Y%m%d-%H%M%S")
             named = str(Path("runs", stems[0] if stems else "run", "-".join([*stems[1:], moment])))
@@ -127,7 +124,7 @@ class AplotCLI(LightningCLI):
             holds = list(self.run_dir.glob(f"{FOLDER}/*.ckpt"))
             if holds and not config.get("ckpt_path") and not config.overwrite and is_first_rank():
                 raise UserError(
-                    f"run_dir: {self.run_dir} already holds a run; go on with it by --ckpt_path last, replace it by "
+                    f"run_dir: {self.run_dir} already holds a run; resume it with --ckpt_path last, replace it with "
                     "--overwrite true, or name another --run_dir"
                 )
         if config.trainer.accumulate_grad_batches != 1:
@@ -146,24 +143,24 @@ class AplotCLI(LightningCLI):
             raise UserError(f"{self.subcommand}: {one_line(str(error))}") from error
 
     def instantiate_trainer(self, **options: Any) -> L.Trainer:
-        # before the trainer's banner and its loggers: a mistake in the data is one line and leaves nothing behind
+        # before the trainer prints and logs: a mistake in the data is one line and leaves nothing behind
         self._read_data()
         config = self.config[self.subcommand]
         given = self._get(self.config_init, "trainer")
         self.record = RunRecord(self.run_dir, config.as_dict(), self._config_text(), report=config.report)
         callbacks = [
-            EndWithValidation(),  # before weight averaging ends
+            EndWithValidation(),  # before weight averaging in the list
             *(given.get("callbacks") or []),
             Throughput(),
             MarginDiagnostics(self.run_dir),
             GracefulStop(),
             self.record,
-            *([] if config.checkpoint_backbone else [BackboneLeftOut()]),
+            *([] if config.checkpoint_backbone else [SkipFrozenBackbone()]),
         ]
         if self.subcommand == "fit":
             callbacks += [best_checkpoint(self.run_dir, config.monitor)] if self.selects else []
             callbacks.append(LastCheckpoint(self.run_dir, config.checkpoint_every_n_steps, int(config.checkpoint_keep)))
-            self.trial = TrialReport.from_environment(self.run_dir, config.monitor)
+            self.trial = _trial_report(self.run_dir, config.monitor)
             callbacks += [self.trial] if self.trial is not None else []
         logger = given.get("logger")
         if logger is None or logger is True:
@@ -173,23 +170,21 @@ class AplotCLI(LightningCLI):
             trainer = super().instantiate_trainer(
                 callbacks=callbacks, logger=logger, default_root_dir=str(self.run_dir), **options
             )
-        except (MisconfigurationException, TypeError, ValueError) as error:  # what Lightning refuses of trainer.*
+        except (MisconfigurationException, TypeError, ValueError) as error:  # Lightning refuses a value of trainer.*
             raise UserError(f"trainer: {' '.join(str(error).split())}") from error
         prepare_strategy(trainer)
         check_averaging(trainer, self.model)
         return trainer
 
     def _config_text(self) -> str:
-        """The whole config as YAML, without the checkpoint it went on from and without where configs lay."""
+        """The whole config as YAML, without the paths of the checkpoint it resumed from and of config files."""
         config = self.config[self.subcommand].clone()
         for key in ("config", "ckpt_path", "overwrite"):
             config.pop(key, None)
         return self._parser(self.subcommand).dump(config, skip_none=False)
 
     def _read_data(self) -> None:
-        self.datamodule.tokenizer = self.model.tokenizer
-        self.datamodule.max_length = self.model.fitting_length(self.datamodule.max_length)
-        self.datamodule.choose_layout(self.model)
+        self.datamodule.connect(self.model.data_requirements())
         self.datamodule.setup()
         if self.subcommand == "fit":
             self.model.require_columns(self.datamodule.columns)
@@ -208,24 +203,23 @@ class AplotCLI(LightningCLI):
 
     @rank_zero_only
     def _clear(self) -> None:
-        """Removes what an earlier run left, and nothing else that may lie in the folder."""
+        """Removes the files of an earlier run, and no others."""
         for name in WRITTEN:
             shutil.rmtree(self.run_dir / name, ignore_errors=True)
         for events in self.run_dir.glob("events.out.tfevents.*"):
             events.unlink()
 
     def after_fit(self) -> None:
-        """Takes the figures from the best checkpoint, which is the last where nothing selects one."""
+        """Evaluates the best checkpoint, which is the last one if nothing selects."""
         best = self.run_dir / FOLDER / "best.ckpt"
         last = self.run_dir / FOLDER / "last.ckpt"
         if self.trainer.is_global_zero and not (self.selects and best.exists()):
-            part = best.with_name(f".{best.name}.part")
-            shutil.copyfile(last, part)
-            replace_durably(part, best)
+            with last.open("rb") as source, replacing(best, "wb", durable=True) as file:
+                shutil.copyfileobj(source, file)
         self.trainer.strategy.barrier()
-        if self.trial is not None:  # its study has its value; test sets are for what the study chooses
+        if self.trial is not None:  # the study has its value; test sets are evaluated for the chosen trial only
             return
-        # the callback would put the weights before averaging into the model that is tested
+        # the callback would put the weights without averaging into the model under test
         callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
         callbacks[:] = [callback for callback in callbacks if not isinstance(callback, WeightAveraging)]
         if self.trainer.limit_val_batches == 0:
@@ -242,26 +236,45 @@ class AplotCLI(LightningCLI):
 
     @rank_zero_only
     def _print_table(self) -> None:
-        print(f"\n{compare_runs([self.run_dir]).text()}")
+        from aplot_lightning.evaluation.report import compare_runs, runs_text
+
+        print(f"\n{runs_text(compare_runs([self.run_dir]))}")
         if self.record.report:
             print(f"\nreport: {self.run_dir / 'report.md'}")
 
 
+def _trial_report(run_dir: Path, monitor: str) -> L.Callback | None:
+    """The callback of a study's trial, or None. Other runs do not import what studies need."""
+    if "APLOT_TRIAL" not in os.environ:
+        return None
+    from aplot_lightning.training.trial_report import TrialReport
+
+    return TrialReport.from_environment(run_dir, monitor)
+
+
+def _record_failure(error: Exception) -> None:
+    """Tells the study whose trial this run is that it failed."""
+    if "APLOT_TRIAL" in os.environ:
+        from aplot_lightning.training.trial_report import record_failure
+
+        record_failure(Path(os.environ.get(RUN_DIR_VARIABLE, "")), error)
+
+
 def launched_by_lightning() -> bool:
-    """Whether this process is a rank that the first one started, which has told it the run directory."""
+    """Whether this process is a rank that the first one started with the run directory in its environment."""
     started = os.environ.get("LOCAL_RANK", "0") != "0" and "TORCHELASTIC_RUN_ID" not in os.environ
     return started and RUN_DIR_VARIABLE in os.environ
 
 
 def is_first_rank() -> bool:
-    """Whether no other rank comes before this process, whoever started it."""
+    """Whether this process is the first rank."""
     return int(getattr(rank_zero_only, "rank", 0)) == 0
 
 
 def _check_endless(trainer: Any) -> None:
-    """Raises UserError where a run on a stream would have no end, or its validations no place."""
+    """Raises UserError if a run on a stream would have no end, or no steps to validate after."""
     if trainer.max_steps < 1:
-        raise UserError("data.train: a stream has no epochs: say by --trainer.max_steps after how many steps to stop")
+        raise UserError("data.train: a stream has no epochs: set --trainer.max_steps to the number of steps")
     if isinstance(trainer.val_check_interval, float) and trainer.val_check_interval != 1.0:
         raise UserError(
             f"trainer.val_check_interval is {trainer.val_check_interval}, a share of an epoch, and a stream has none: "
@@ -270,11 +283,11 @@ def _check_endless(trainer: Any) -> None:
 
 
 def run(arguments: list[str], cli: type[AplotCLI] | None = None) -> int:
-    """One of Lightning's subcommands. Raises UserError for what jsonargparse refuses; returns the exit code.
+    """Runs one of Lightning's subcommands and returns the exit code. Raises UserError if jsonargparse refuses a value.
 
     Args:
         arguments: the subcommand's name and its own arguments.
-        cli: the class that knows the subcommand; AplotCLI by default.
+        cli: the class that has the subcommand; AplotCLI by default.
     """
     # a progress bar belongs on a terminal, not in a log
     defaults = {
@@ -282,8 +295,8 @@ def run(arguments: list[str], cli: type[AplotCLI] | None = None) -> int:
         "use_distributed_sampler": False,
         "enable_progress_bar": sys.stderr.isatty(),
     }
-    quieten()
-    # errors as exceptions, and no key by its first letters: a mistyped one is said
+    filter_logs()
+    # errors as exceptions; no abbreviated keys, so that mistyped ones are errors
     parsing = {"exit_on_error": False, "allow_abbrev": False}
     try:
         (cli or AplotCLI)(
@@ -302,26 +315,26 @@ def run(arguments: list[str], cli: type[AplotCLI] | None = None) -> int:
     except ArgumentError as error:
         raise UserError(one_line(str(error))) from error
     except SIGTERMException as stopped:
-        # the first rank speaks for those that it started; Lightning kills it where one of them ends with an error
+        # the first rank reports for those that it started; Lightning kills it if one of them ends with an error
         code = INTERRUPTED if isinstance(stopped, Interrupted) else TERMINATED
-        return _left(0 if launched_by_lightning() else code)
-    except SystemExit as left:
-        if isinstance(left.__context__, KeyboardInterrupt):  # Lightning leaves with 1
+        return _leave(0 if launched_by_lightning() else code)
+    except SystemExit as error:
+        if isinstance(error.__context__, KeyboardInterrupt):  # Lightning leaves with 1
             raise KeyboardInterrupt from None
         raise
     except Exception as error:
-        record_failure(Path(os.environ.get(RUN_DIR_VARIABLE, "")), error)
+        _record_failure(error)
         raise
     finally:
         unlock_runs()
-    return _left(0)
+    return _leave(0)
 
 
-def _left(code: int) -> int:
-    """The exit code; a rank of several leaves with it at once.
+def _leave(code: int) -> int:
+    """Returns the exit code; one of several ranks exits with it at once.
 
-    Gloo's threads now and then abort the interpreter's own exit, which launchers take for a rank that died: they kill
-    the others, which may still be writing the run's figures. All files are closed by now.
+    Gloo's threads sometimes abort the interpreter's own exit. Launchers take that for a rank that died and kill the
+    others, which may still be writing the run's figures. All files are closed by now.
     """
     if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
         sys.stdout.flush()

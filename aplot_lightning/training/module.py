@@ -11,27 +11,36 @@ import torch
 from jsonargparse.typing import NonNegativeFloat, PositiveFloat, PositiveInt
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.strategies import ModelParallelStrategy
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
+from aplot_lightning.data.datamodule import DataRequirements
 from aplot_lightning.data.preparation import Cache
 from aplot_lightning.errors import NotFiniteError, RunError, UserError
 from aplot_lightning.model import RewardModel
 from aplot_lightning.model.heads import Head
 from aplot_lightning.model.lora import LoRA, check_shape
 from aplot_lightning.objectives import Objective
-from aplot_lightning.training.blocks import checkpoint_activations, compile_blocks, is_sharded, shard
-from aplot_lightning.training.evaluated import EvaluatedModule
-from aplot_lightning.training.finite import NotFinitePolicy, all_finite
-from aplot_lightning.training.frozen import FrozenEmbeddings
+from aplot_lightning.training.distributed import (
+    check_precision,
+    checkpoint_activations,
+    clip_gradients,
+    compile_blocks,
+    gradient_scaler,
+    is_sharded,
+    report_emulation,
+    shard,
+)
+from aplot_lightning.training.evaluation_module import EvaluationModule
+from aplot_lightning.training.frozen_backbone import FrozenEmbeddings
 from aplot_lightning.training.gradient_cache import StepResult, abandoned_step, whole_batch_step
+from aplot_lightning.training.lightning_internals import restart_training_loader
+from aplot_lightning.training.nonfinite import NotFinitePolicy, all_finite
 from aplot_lightning.training.optimization import build_optimizer, learning_rate_share, number_by_model
-from aplot_lightning.training.precision import check_precision, clip_gradients, gradient_scaler, tell_emulated
 from aplot_lightning.types import Batch
 
 
-class RewardModelingModule(EvaluatedModule):
+class RewardModelingModule(EvaluationModule):
     """Trains a reward model on optimizer batches of preference pairs.
 
     One item of the training loader is one optimizer batch of this rank, already cut into micro-batches; gradients are
@@ -65,8 +74,8 @@ class RewardModelingModule(EvaluatedModule):
         gradient_checkpointing: keeps only each block's input for the backward pass, which runs the block again: less
             memory for about a third more time.
         compile: compiles each block (torch.compile), which takes minutes at the start.
-        on_not_finite: what becomes of a step whose loss or gradient is not finite: stop ends the run, skip leaves
-            weights and optimizer as they are and goes on with the next batch (counted in train/skipped_steps).
+        on_not_finite: for a step whose loss or gradient is not finite: stop ends the run, skip leaves weights and
+            optimizer unchanged and continues with the next batch (counted in train/skipped_steps).
         skip_at_most: steps in a row that may be skipped; one more ends the run.
     """
 
@@ -137,14 +146,22 @@ class RewardModelingModule(EvaluatedModule):
         """The tokenizer of the backbone, which the data module encodes with."""
         return self.reward_model.tokenizer
 
-    @property
-    def packing_refusal(self) -> str | None:
-        """Why the model takes no packed batches, which the data module asks; None where it does."""
-        return self.reward_model.packing_refusal
+    def data_requirements(self) -> DataRequirements:
+        """What the data module needs to know of the model."""
+        return DataRequirements(
+            tokenizer=self.tokenizer,
+            position_limit=self.reward_model.backbone.position_limit,
+            packing_refusal=lambda: self.reward_model.packing_refusal,
+            embed=None if self.cache_dtype is None else self._embeddings,
+        )
+
+    def _embeddings(self, cache: Cache) -> FrozenEmbeddings:
+        assert self.cache_dtype is not None
+        return FrozenEmbeddings(self, cache, self.cache_dtype)
 
     def setup(self, stage: str) -> None:
         check_precision(self.trainer)
-        tell_emulated(self.trainer, self.reward_model.dtype)
+        report_emulation(self.trainer, self.reward_model.dtype)
         alone = self.objective.separable and any(True for _ in self.objective.buffers())
         if self.not_finite.skips and self.trainer.world_size > 1 and alone:
             raise UserError(
@@ -155,9 +172,6 @@ class RewardModelingModule(EvaluatedModule):
         if data is not None:
             self.reward_model.max_length = data.max_length
             self.reward_model.truncation = data.truncation
-            data.embed = None
-            if self.cache_dtype is not None and data.stream is None:
-                data.embed = FrozenEmbeddings(self.trainer, Cache(data.cache_dir), self.cache_dtype)
             if stage == "fit":
                 self.require_columns(data.columns)
 
@@ -177,12 +191,8 @@ class RewardModelingModule(EvaluatedModule):
         self.trainer.strategy.precision_plugin.convert_module(self)
         shard(self.reward_model, mesh["data_parallel"], str(self.trainer.precision_plugin.precision))
 
-    def fitting_length(self, length: int) -> int:
-        """`length`, or the most tokens that the backbone has positions for, with a warning."""
-        return fitting_length(length, self.reward_model.backbone.position_limit)
-
     def require_columns(self, missing: Mapping[str, int]) -> None:
-        """Raises UserError where the objective needs a column that training pairs lack, or another head.
+        """Raises UserError if the objective needs a column that training pairs lack, or another head.
 
         Args:
             missing: each column that the training data has, and how many pairs are without a value.
@@ -198,10 +208,7 @@ class RewardModelingModule(EvaluatedModule):
     # Training
 
     def on_train_start(self) -> None:
-        fetcher = self.trainer.fit_loop._data_fetcher
-        if self.global_step and fetcher is not None:
-            # the loader's iterator was made to count the steps, before Lightning restored the one to go on from
-            iter(fetcher)
+        restart_training_loader(self.trainer)
 
     def training_step(self, micro_batches: list[Batch], batch_index: int) -> Tensor:
         self._reseed()
@@ -220,9 +227,9 @@ class RewardModelingModule(EvaluatedModule):
         return step.loss
 
     def _backward_inner(self, loss: Tensor) -> None:
-        """Of a micro-batch that is not the last: scaled as Lightning scales the last, and not yet reduced over ranks.
+        """Back-propagates all micro-batches but the last: scaled as Lightning scales the last, not reduced over ranks.
 
-        DistributedDataParallel reduces after the last one only, of its own accord; FSDP2 must be told.
+        DistributedDataParallel reduces only after the last one; FSDP2 needs the switch.
         """
         scaler = gradient_scaler(self.trainer)
         if scaler is not None:
@@ -236,12 +243,12 @@ class RewardModelingModule(EvaluatedModule):
         sharded.set_requires_gradient_sync(True)
 
     def optimizer_zero_grad(self, *arguments: Any, **options: Any) -> None:
-        """Nothing: training_step zeroes the gradients, before its own backward passes rather than after them."""
+        """Does nothing: training_step zeroes the gradients before its own backward passes."""
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Keeps anything that is not finite from the weights: the step's one wait for the device.
+        """Keeps values that are not finite out of the weights: the step's one wait for the device.
 
-        Raises RunError with the step and the likely causes where the run is to stop; the last checkpoint stays.
+        Raises RunError with the step and the likely causes if the run must stop; the last checkpoint stays.
         """
         assert self.last_step is not None
         trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -251,7 +258,7 @@ class RewardModelingModule(EvaluatedModule):
             self.not_finite.taken()
         else:
             what = self._abandoned or f"{'a gradient' if loss_is_finite else 'the loss'} is not finite"
-            # a gradient scaler tries too high a scale now and then, skips the step by itself and lowers it
+            # a gradient scaler sometimes tries too high a scale, skips the step by itself and lowers the scale
             overflow = loss_is_finite and gradient_scaler(self.trainer) is not None
             self.not_finite.skip(self._not_finite(what), counts=not overflow)
             self.zero_grad(set_to_none=True)  # parameters without gradients stay as they are, and so does their state
@@ -264,7 +271,7 @@ class RewardModelingModule(EvaluatedModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Lightning's own, and for fused optimizers under bf16-mixed too."""
+        """Clips as Lightning does, and also for fused optimizers under bf16-mixed."""
         if gradient_clip_val and gradient_scaler(self.trainer) is None:
             clip_gradients(self.trainer, optimizer, gradient_clip_val, gradient_clip_algorithm)
         else:
@@ -275,7 +282,7 @@ class RewardModelingModule(EvaluatedModule):
             f"step {self.global_step + 1}: {what}; the run stops before it reaches the weights, and the last "
             "checkpoint stays. Likely causes: a learning rate that is too high (model.learning_rate "
             f"{self.learning_rate:g}), half precision (try --trainer.precision 32-true), or weights that were not "
-            "finite to begin with; --model.on_not_finite skip goes on past single steps"
+            "finite to begin with; --model.on_not_finite skip continues after single bad steps"
         )
 
     def configure_optimizers(self) -> Any:
@@ -293,12 +300,12 @@ class RewardModelingModule(EvaluatedModule):
         return learning_rate_share(step, total, self.warmup_share)
 
     def _reseed(self) -> None:
-        """One seed a step and rank, so that a resumed run draws the dropout masks of an undisturbed one."""
+        """Sets one seed per step and rank, so that a resumed run draws the dropout masks of an undisturbed one."""
         data = getattr(self.trainer, "datamodule", None)
         words = [getattr(data, "seed", 0), self.global_step, self.global_rank]
-        seed = int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> 1)
+        seed = int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0]) >> 1
         if self.device.type == "cpu":
-            torch.default_generator.manual_seed(seed)  # the other writes a traceback for CUDA each time: 0.7 ms
+            torch.default_generator.manual_seed(seed)  # the other formats a traceback for CUDA each time: 0.7 ms
         else:
             torch.manual_seed(seed)
 
@@ -321,7 +328,7 @@ class RewardModelingModule(EvaluatedModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds what RewardModel.from_pretrained needs to build the model without the backbone's folder.
 
-        Optimizer states are numbered so that a run on another number of ranks, sharded or not, reads them right.
+        Optimizer states are numbered so that a run on another number of ranks, sharded or not, reads them correctly.
         """
         checkpoint["reward_model"] = self.reward_model.describe()
         checkpoint["not_finite"] = self.not_finite.state_dict()
@@ -336,11 +343,3 @@ class RewardModelingModule(EvaluatedModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         check_shape(self.reward_model.lora, checkpoint.get("reward_model", {}).get("lora"))
         self.not_finite.load_state_dict(checkpoint.get("not_finite", {}))
-
-
-def fitting_length(length: int, limit: int | None) -> int:
-    """`length`, or the `limit` of positions that the backbone has learned, with a warning."""
-    if limit is None or length <= limit:
-        return length
-    rank_zero_warn(f"data.max_length is {length}, but the backbone has {limit} positions: {limit} is used")
-    return limit

@@ -99,8 +99,8 @@ class TrialReport(L.Callback):
 def record_failure(run_dir: Path, error: BaseException) -> None:
     """Writes why the run of a trial failed: Lightning kills the first rank if another one fails, for any reason.
 
-    A rank that failed counts more than one that lost another rank. Does nothing outside a trial.
+    A rank that failed counts more than one that lost another rank.
     """
     path, lost = run_dir / FAILURE_FILE, isinstance(error, LostRankError)
-    if TRIAL_VARIABLE in os.environ and run_dir.is_dir() and not (lost and path.exists()):
+    if run_dir.is_dir() and not (lost and path.exists()):
         write_text(path, json.dumps({"lost_rank": lost}) + "\n")

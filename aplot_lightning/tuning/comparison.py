@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from aplot_lightning.errors import RunError, UserError
+from aplot_lightning.evaluation.report.tables import duration
 from aplot_lightning.files import try_lock, write_text
 from aplot_lightning.tuning.config_digest import cell_digest
 from aplot_lightning.tuning.fit_config import config_arguments, fit_configs, is_single_process, option_arguments
@@ -208,13 +209,6 @@ def _reason(task: Task, code: int) -> str | None:
     lines = task.log.read_text(encoding="utf-8", errors="replace").split("\n") if task.log.is_file() else []
     last = next((line.strip() for line in reversed(lines) if line.strip()), "its log is empty")
     return re.sub(r"^aplot: ", "", last)[:500]
-
-
-def duration(seconds: float) -> str:
-    """A rounded time: 42 s, 12 min, 3.4 h."""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def check_cells(tasks: Sequence[Task], workers: int) -> bool:

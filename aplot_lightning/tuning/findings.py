@@ -1,4 +1,4 @@
-"""The report's paragraphs on a confirmation: sentences first, then the tables that they are read from."""
+"""The report's paragraphs on a confirmation: sentences first, then the tables behind them."""
 
 from __future__ import annotations
 
@@ -10,21 +10,25 @@ from statistics import mean, stdev
 from typing import TYPE_CHECKING, Any
 
 from aplot_lightning.errors import RunError
-from aplot_lightning.evaluation.report.compare import OOD_MEAN
-from aplot_lightning.evaluation.report.tables import escape, estimate_text, markdown_table, number
+from aplot_lightning.evaluation.report.estimates import Difference
+from aplot_lightning.evaluation.report.frame import OOD_MEAN
+from aplot_lightning.evaluation.report.group_page import set_heading
+from aplot_lightning.evaluation.report.rendering import markdown_table, render
+from aplot_lightning.evaluation.report.tables import Table, count, duration, escape, estimate_text, number, p_text
+from aplot_lightning.evaluation.report.verdict import Level, gain_sentence, selection_sentence
+from aplot_lightning.files import write_text
 from aplot_lightning.tuning.comparison import MARK
 from aplot_lightning.tuning.study import StudyConfig
-from aplot_lightning.tuning.study_report import PLOTS, duration, ranked
+from aplot_lightning.tuning.study_report import PLOTS, ranked
 from aplot_lightning.tuning.trial_queue import SLOT
-from aplot_lightning.tuning.verdict import Difference, Level, count, gain_sentence, selection_sentence
 
 if TYPE_CHECKING:
     import optuna
 
-    from aplot_lightning.evaluation.report.groups import FamilyTable
+    from aplot_lightning.evaluation.report import GroupResults
 
 PAGE = "confirmation"
-ALONE = "The study has no baseline, so there is no gain to ask about; name one under `baselines`."
+ALONE = "The study has no baseline, so there is no gain to test; name one under `baselines`."
 HOW = (
     "Every config below was trained with the seeds {seeds}, which no trial had; the test sets were evaluated once, at "
     "the end of those runs ({time}). Intervals are over prompts and seeds; the p-values of the sentence above are "
@@ -57,7 +61,7 @@ class Confirmed:
 
 
 @dataclass(frozen=True)
-class Group:
+class ConfirmedConfig:
     """One config in the study and in its confirmation.
 
     Attributes:
@@ -82,7 +86,7 @@ class Group:
         level = self.level
         spread = f" (sd {stdev(self.values):.3f})" if len(self.values) > 1 else ""
         return [
-            escape(self.name),
+            self.name,
             "-" if self.trial is None else str(self.trial.number),
             number(level.trial),
             f"{number(level.fresh)}{spread}",
@@ -99,82 +103,69 @@ def findings(config: StudyConfig, study: optuna.Study, confirmed: Confirmed) -> 
     Raises:
         RunError: a run has no value of the study's metric.
     """
-    from aplot_lightning.evaluation.report.groups import compare_groups
+    from aplot_lightning.evaluation.report import compare_groups, draw_groups, groups_page, write_csv
 
-    family = compare_groups(confirmed.runs)
-    groups = {name: _group(config, study, confirmed, name) for name in confirmed.runs}
+    results = compare_groups(confirmed.runs)
+    configs = {name: _confirmed_config(config, study, confirmed, name) for name in confirmed.runs}
     sentences = [ALONE]
     if confirmed.baseline is not None:
         sentences = [
-            gain_sentence(confirmed.baseline, len(confirmed.seeds), _differences(family, confirmed)),
+            gain_sentence(confirmed.baseline, len(confirmed.seeds), _differences(results, confirmed)),
             selection_sentence(
                 config.monitor,
                 len(ranked(config, study)),
-                groups[confirmed.chosen].level,
+                configs[confirmed.chosen].level,
                 confirmed.baseline,
-                groups[confirmed.baseline].level,
+                configs[confirmed.baseline].level,
                 lower_is_better=config.direction == "minimize",
             ),
         ]
     if confirmed.twin is not None:
         sentences.insert(0, f"What was chosen is the config of {confirmed.twin} itself: no other trial was better.")
-    pictures = family.draw(config.folder / PLOTS)
+    pictures = draw_groups(results, config.folder / PLOTS)
     shown = [f"{PLOTS}/{path.name}" for path in pictures]
-    title = f"# Confirmation of study {escape(config.study)}"
-    (config.folder / f"{PAGE}.md").write_text(f"{title}\n\n{family.markdown(shown)}", encoding="utf-8")
-    family.write_csv(config.folder / f"{PAGE}.csv")
-    monitor = escape(config.monitor)
-    header = ["config", "trial", f"{monitor} in the trial", "with fresh seeds", "change", "id accuracy"]
+    page = render("setting", name=f"Confirmation of study {config.study}", page=groups_page(results, shown))
+    write_text(config.folder / f"{PAGE}.md", page)
+    write_csv(results, config.folder / f"{PAGE}.csv")
+    header = ["config", "trial", f"{config.monitor} in the trial", "with fresh seeds", "change", "id accuracy"]
     return [
         *(f"**{escape(sentence)}**" for sentence in sentences),
         HOW.format(seeds=", ".join(map(str, confirmed.seeds)), time=_time(confirmed)),
-        accuracy_table(family, confirmed.chosen),
-        *map(escape, family.notes),
+        markdown_table(accuracy_table(results, confirmed.chosen)),
+        *map(escape, results.notes),
         f"Every figure of these runs is in [{PAGE}.md]({PAGE}.md) and {PAGE}.csv.",
-        "What is left of values by which a trial was chosen, beside those of baselines, which nothing was chosen by:",
-        markdown_table(header, [group.row() for group in groups.values()]),
+        "The value that chose the trial against the same metric with fresh seeds; baselines were not chosen by it:",
+        markdown_table(Table(header, [each.row() for each in configs.values()])),
     ]
 
 
-def accuracy_table(family: FamilyTable, chosen: str) -> str:
+def accuracy_table(results: GroupResults, chosen: str) -> Table:
     """Accuracy of every config on every set, and the differences to the first, with the chosen config's p-value."""
-    first, *others = family.groups
-    columns = [f"{escape(name)} − {escape(first)}" for name in others]
-    header = [
-        "set",
-        *map(escape, family.groups),
-        *columns,
-        *([f"p ({escape(chosen)} − {escape(first)})"] * bool(others)),
-    ]
+    first, *others = results.groups
+    p_header = [f"p ({chosen} − {first})"] if others else []
     rows = []
-    for name, kind in family.sets.items():
-        cells = [family.cell(group, name) for group in family.groups]
-        differences = [cell.difference for cell in cells[1:]]
+    for name, kind in results.sets.items():
+        own = [results.result(group, name) for group in results.groups]
+        differences = [each.difference for each in own[1:]]
         p_value = differences[-1].p_value if differences and differences[-1] else None
-        role = " (selects)" if kind in ("validation", "ood_validation") else ""
         rows.append(
             [
-                escape(name) + role,
-                *(estimate_text(cell.accuracy) for cell in cells),
+                set_heading(name, kind),
+                *(estimate_text(each.accuracy) for each in own),
                 *(estimate_text(difference, sign=True) for difference in differences),
-                *([number(p_value)] * bool(others)),
+                *([p_text(p_value)] if others else []),
             ]
         )
-    return markdown_table(header, rows)
+    return Table(["set", *results.groups, *(f"{name} − {first}" for name in others), *p_header], rows)
 
 
-def _differences(family: FamilyTable, confirmed: Confirmed) -> dict[str, Difference]:
+def _differences(results: GroupResults, confirmed: Confirmed) -> dict[str, Difference]:
     """Chosen config minus baseline on the sets that a study is made for."""
-    found = {}
-    for name in (OOD_MEAN, "id"):
-        cell = family.cells.get((confirmed.chosen, name))
-        if cell is not None and cell.difference is not None:
-            each = cell.difference
-            found[name] = Difference(each.value, each.interval, each.p_holm)
-    return found
+    found = {name: results.results.get((confirmed.chosen, name)) for name in (OOD_MEAN, "id")}
+    return {name: each.difference for name, each in found.items() if each is not None and each.difference is not None}
 
 
-def _group(config: StudyConfig, study: optuna.Study, confirmed: Confirmed, name: str) -> Group:
+def _confirmed_config(config: StudyConfig, study: optuna.Study, confirmed: Confirmed, name: str) -> ConfirmedConfig:
     values, identities = [], []
     for run in confirmed.runs[name]:
         metrics = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
@@ -187,7 +178,7 @@ def _group(config: StudyConfig, study: optuna.Study, confirmed: Confirmed, name:
     slot = f"baseline:{name}"
     own = trials[:1] if name == confirmed.chosen else [each for each in trials if each.user_attrs.get(SLOT) == slot]
     known = [identity for identity in identities if identity is not None]
-    return Group(name, own[0] if own else None, values, known)
+    return ConfirmedConfig(name, own[0] if own else None, values, known)
 
 
 def _time(confirmed: Confirmed) -> str:

@@ -11,6 +11,7 @@ even if this process is killed. So ranks and loader workers never stay behind. (
 from __future__ import annotations
 
 import multiprocessing
+import multiprocessing.connection
 import os
 import signal
 import subprocess
@@ -169,12 +170,18 @@ def end_with_parent() -> None:
     threading.Thread(target=watch, name="end with parent", daemon=True).start()
 
 
+_collecting = threading.Lock()  # starting a process also collects others, and an exit code can be read only once
+
+
 def _start_forked(arguments: list[str], log: Path, environment: dict[str, str]) -> Child:
     process = preloaded_context().Process(target=_run, args=(arguments, str(log.absolute()), environment))
-    process.start()
+    with _collecting:
+        process.start()
 
     def wait() -> int:
-        process.join()
+        multiprocessing.connection.wait([process.sentinel])
+        with _collecting:
+            process.join()
         return -signal.SIGKILL if process.exitcode == FORKSERVER_GONE else process.exitcode
 
     return Child(process.pid, log, wait)
@@ -191,6 +198,7 @@ def _run(arguments: list[str], log: str, environment: dict[str, str]) -> None:
     # the system's parent is the fork server, which ends with the real one
     os.environ.update({**environment, PARENT: str(os.getppid())})
     end_with_parent()
+    multiprocessing.set_start_method(None, force=True)  # loader workers start as they do in a program of its own
     program = import_module("aplot_lightning.__main__")
     sys.argv = [str(program.__file__), *arguments]
     sys.modules["__main__"].__spec__ = program.__spec__  # Lightning starts the other ranks with it

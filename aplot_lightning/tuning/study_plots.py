@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aplot_lightning.evaluation.report.tables import escape
+from aplot_lightning.evaluation.report.tables import escape, one_line
 
 if TYPE_CHECKING:
     import optuna
@@ -122,7 +122,7 @@ def _draw(draw: Callable[[], Any], path: Path, names: dict[str, str], across: in
         try:
             draw()
         except (ValueError, RuntimeError, TypeError) as error:  # of a study whose trials lie so that it cannot
-            return " ".join(str(error).split())
+            return one_line(error)
         figure = pyplot.gcf()
         figure.set_size_inches(max(7.0, 2.9 * across), max(4.2, 2.6 * across) if square else 4.2)
         _shorten_labels(figure, names)
@@ -157,21 +157,20 @@ def _quiet() -> Iterator[None]:
 
 @contextmanager
 def _own_pyplot() -> Iterator[None]:
-    """Optuna draws by pyplot and changes its style: without a window, and with nothing left of it."""
+    """Optuna draws by pyplot and changes its style: without a window, and with the caller's settings restored."""
     import matplotlib
     from matplotlib import pyplot
 
-    backend = matplotlib.rcParams._get("backend")  # the public way would choose one
     before = set(pyplot.get_fignums())
-    with pyplot.rc_context():
+    with matplotlib.rc_context():  # restores the style; the backend is not part of it
+        backend = matplotlib.get_backend()
         pyplot.switch_backend("agg")
         try:
             yield
         finally:
             for number in set(pyplot.get_fignums()) - before:
                 pyplot.close(number)
-            if isinstance(backend, str):
-                pyplot.switch_backend(backend)
+            pyplot.switch_backend(backend)
 
 
 def write_hyperparameters(study: optuna.Study, value_name: str, folder: Path) -> int:

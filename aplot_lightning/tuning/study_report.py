@@ -1,4 +1,4 @@
-"""report.md of a study: what it chose, what that is worth on sets that selected nothing, and how it got there."""
+"""report.md of a study: the chosen config, its figures on sets that selected nothing, and the trials."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aplot_lightning.evaluation.report.tables import escape, markdown_table
+from aplot_lightning.evaluation.report.rendering import render
+from aplot_lightning.evaluation.report.tables import Table, duration, escape
+from aplot_lightning.files import write_text
 from aplot_lightning.tuning.storage import file_of, without_password
 from aplot_lightning.tuning.study import StudyConfig
 from aplot_lightning.tuning.study_plots import complete_trials, draw_study, short_names, write_hyperparameters
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
     import optuna
 
 BEST_TRIALS = 5
-FAILED_TRIALS = 10  # that are named; the others are counted
+FAILED_TRIALS = 10  # listed; the others are counted
 PLOTS, HYPERPARAMETERS = "plots", "hparams"
 PACKAGES = ("aplot-lightning", "optuna", "torch", "lightning", "transformers")
 
@@ -40,24 +42,23 @@ def write_study_report(config: StudyConfig, study: optuna.Study, best: Path, con
     folder = config.folder
     plots = draw_study(study, config.monitor, folder / PLOTS)
     write_hyperparameters(study, config.monitor, folder / HYPERPARAMETERS)
-    sections = [
-        f"# Study {escape(config.study)}",
-        _header(config, study, best),
-        "## What it is worth: fresh seeds, and test sets that selected nothing",
-        *confirmation,
-        "## The best trials",
-        best_trials(config, study),
-        "## Trials",
-        *_trials(config, study),
-        "## How the search went",
-        *plots.values(),
-        "## Look further",
-        _look_further(config),
-    ]
+    failed = _failed(study)
+    page = render(
+        "study",
+        name=config.study,
+        facts=_facts(config, study, best),
+        confirmation=confirmation,
+        best=best_trials(config, study),
+        counts=trial_counts(study),
+        failed=Table(failed.header, failed.rows[:FAILED_TRIALS], left=2),
+        more_failed=max(0, len(failed.rows) - FAILED_TRIALS),
+        trials=shown_path(folder / "trials"),
+        plots=plots.values(),
+        hyperparameters=shown_path(folder / HYPERPARAMETERS),
+        dashboard=dashboard_storage(config.location),
+    )
     path = folder / "report.md"
-    part = path.with_suffix(".md.part")
-    part.write_text("\n\n".join(sections) + "\n", encoding="utf-8")
-    os.replace(part, path)
+    write_text(path, page)
     return path
 
 
@@ -72,7 +73,7 @@ def _value(trial: optuna.trial.FrozenTrial) -> float:
     return trial.value
 
 
-def _header(config: StudyConfig, study: optuna.Study, best: Path) -> str:
+def _facts(config: StudyConfig, study: optuna.Study, best: Path) -> Table:
     chosen = ranked(config, study)[0]
     over = f", mean of {config.seeds} seeds" if config.seeds > 1 else ""
     rows = {
@@ -87,11 +88,11 @@ def _header(config: StudyConfig, study: optuna.Study, best: Path) -> str:
         "machine": f"{platform.node()}, {os.cpu_count()} cores, {_device()}, {platform.platform()}",
         "versions": f"Python {platform.python_version()}, " + ", ".join(f"{name} {version(name)}" for name in PACKAGES),
     }
-    return markdown_table(["", ""], [[name, escape(value)] for name, value in rows.items()], left=2)
+    return Table(["", ""], [[name, value] for name, value in rows.items()], left=2)
 
 
 def shown_path(path: str | Path) -> str:
-    """A path as it is written from here, where it lies below."""
+    """A path, relative to the working directory if it is below it."""
     absolute = Path(path).absolute()
     return str(absolute.relative_to(Path.cwd()) if absolute.is_relative_to(Path.cwd()) else absolute)
 
@@ -103,7 +104,7 @@ def _device() -> str:
 
 
 def trial_counts(study: optuna.Study) -> str:
-    """How many trials ended how; those that ended with their process, and were tried again, by themselves."""
+    """The number of trials in each state; trials whose process ended, and which were tried again, are counted apart."""
     ends = [_end(trial) for trial in study.get_trials(deepcopy=False)]
     always = ("complete", "pruned", "failed")
     rest = [end for end in dict.fromkeys(ends) if end not in always]
@@ -128,59 +129,34 @@ def _time(study: optuna.Study) -> str:
     )
 
 
-def duration(seconds: float) -> str:
-    """Seconds in words: "42 s", "3 min 5 s", "2 h 10 min"."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"
-
-
-def best_trials(config: StudyConfig, study: optuna.Study) -> str:
+def best_trials(config: StudyConfig, study: optuna.Study) -> Table:
     """A table of the best trials with their parameters."""
     trials = ranked(config, study)[:BEST_TRIALS]
     parameters = list(dict.fromkeys(name for trial in trials for name in trial.params))
     names = short_names(parameters)
-    header = ["trial", escape(config.monitor), *(escape(names[name]) for name in parameters)]
+    header = ["trial", config.monitor, *(names[name] for name in parameters)]
     rows = [
-        [str(trial.number), f"{_value(trial):.4f}", *(_cell(trial.params, name) for name in parameters)]
+        [str(trial.number), f"{_value(trial):.4f}", *(_parameter(trial.params, name) for name in parameters)]
         for trial in trials
     ]
-    return markdown_table(header, rows)
+    return Table(header, rows)
 
 
-def _cell(parameters: Mapping[str, Any], name: str) -> str:
+def _parameter(parameters: Mapping[str, Any], name: str) -> str:
     if name not in parameters:
         return "-"
     value = parameters[name]
     return f"{value:.4g}" if isinstance(value, float) else escape(str(value))
 
 
-def _trials(config: StudyConfig, study: optuna.Study) -> list[str]:
-    failed = [trial for trial in study.get_trials(deepcopy=False) if FAILURE in trial.user_attrs]
-    sections = [f"{trial_counts(study)}."]
-    if failed:
-        reasons = {trial.number: shortened(str(trial.user_attrs[FAILURE])) for trial in failed[:FAILED_TRIALS]}
-        rows = [[str(place), escape(reason)] for place, reason in reasons.items()]
-        sections.append(markdown_table(["failed trial", "reason"], rows, left=2))
-    if len(failed) > FAILED_TRIALS:
-        more = len(failed) - FAILED_TRIALS
-        sections.append(f"{more} more failed; their logs are in {escape(shown_path(config.folder / 'trials'))}.")
-    return sections
-
-
-def _look_further(config: StudyConfig) -> str:
-    return (
-        "Hyperparameters of each trial beside its value, in TensorBoard (HPARAMS):\n\n"
-        f"    tensorboard --logdir {shown_path(config.folder / HYPERPARAMETERS)}\n\n"
-        "Everything else about the trials, in a browser:\n\n"
-        "    pip install optuna-dashboard\n"
-        f"    optuna-dashboard {dashboard_storage(config.location)}"
-    )
+def _failed(study: optuna.Study) -> Table:
+    """The trials that failed, with their reasons."""
+    trials = [trial for trial in study.get_trials(deepcopy=False) if FAILURE in trial.user_attrs]
+    rows = [[str(trial.number), shortened(str(trial.user_attrs[FAILURE]))] for trial in trials]
+    return Table(["failed trial", "reason"], rows, left=2)
 
 
 def dashboard_storage(location: str) -> str:
-    """What optuna-dashboard takes: a database URL without the password, or a journal's path."""
+    """The storage as optuna-dashboard takes it: a database URL without the password, or a journal's path."""
     path = file_of(location)
     return str(path) if path is not None and location.startswith("journal:") else without_password(location)

@@ -53,8 +53,8 @@ class Pool:
 def draw_pools(world: str, prompts: int, size: int, seed: int) -> list[Pool]:
     """Pools of `prompts` distinct prompts; fewer prompts are a prefix of more."""
     pools: dict[str, Pool] = {}
-    for place in range(10 * prompts):
-        random = np.random.default_rng([seed, list(TOPICS).index(world), place])
+    for index in range(10 * prompts):
+        random = np.random.default_rng([seed, list(TOPICS).index(world), index])
         scene = draw_scene(random, TOPICS[world], "plain")
         if len(pools) < prompts and scene.text() not in pools:
             pools[scene.text()] = _draw_pool(random, scene, size)
@@ -62,13 +62,13 @@ def draw_pools(world: str, prompts: int, size: int, seed: int) -> list[Pool]:
 
 
 def _draw_pool(random: np.random.Generator, scene: Scene, size: int) -> Pool:
-    places: dict[str, int] = {}
+    indices: dict[str, int] = {}
     text, measured = [], []
     for _ in range(size):
         reply = _draw_reply(random, scene)
-        text.append(places.setdefault(reply.text(scene), len(places)))
+        text.append(indices.setdefault(reply.text(scene), len(indices)))
         measured.append(_measure(scene, reply))
-    return Pool(scene.text(), list(places), np.array(text), np.array(measured))
+    return Pool(scene.text(), list(indices), np.array(text), np.array(measured))
 
 
 def _draw_reply(random: np.random.Generator, scene: Scene) -> Reply:

@@ -100,9 +100,9 @@ def less_baseline(curves: Curves, objective: str, baseline: str) -> Estimate | N
 def table(curves: Curves) -> str:
     """One row per objective, and a summary of the intervals."""
     sizes, last = curves.sizes, len(curves.sizes) - 1
-    shown = [place for place, n in enumerate(sizes) if n in (16, 256)] + [last]
+    shown = [index for index, n in enumerate(sizes) if n in (16, 256)] + [last]
     baseline = next(iter(curves.values))
-    heads = ["objective", "seeds", *(f"gold, n = {sizes[place]:,}" for place in shown), f"less {baseline}"]
+    heads = ["objective", "seeds", *(f"gold, n = {sizes[index]:,}" for index in shown), f"less {baseline}"]
     heads += ["peak at n", "gold there", "lost from there", "correlation", *SHARES.values()]
     lines = [f"| {' | '.join(heads)} |", "|---|" + "--:|" * (len(heads) - 1)]
     losing, apart = [], []
@@ -112,22 +112,22 @@ def table(curves: Curves) -> str:
         less = less_baseline(curves, objective, baseline)
         losing += [objective] if lost and lost.high < 0 else []
         apart += [f"{objective} ({less.mean:+.2f})"] if less and less.low * less.high > 0 else []
-        cells = [objective, str(len(gold)), *(Estimate.of(gold[..., place]).text() for place in shown)]
+        cells = [objective, str(len(gold)), *(Estimate.of(gold[..., index]).text() for index in shown)]
         cells.append(less.text(signed=True) if less else "")
         cells += [f"{sizes[peak]:,}", f"{gold[..., peak].mean():.2f}", lost.text(signed=True) if lost else "0"]
         cells.append(f"{curves.correlations[objective].mean():.2f}")
         cells += [f"{curves.of(objective, name)[..., last].mean():.2f}" for name in SHARES]
         lines.append(f"| {' | '.join(cells)} |")
     best = curves.oracle.mean(0)
-    cells = ["*true reward*", "", *(f"{best[place]:.2f}" for place in shown), "", f"{sizes[-1]:,}", f"{best[-1]:.2f}"]
+    cells = ["*true reward*", "", *(f"{best[index]:.2f}" for index in shown), "", f"{sizes[-1]:,}", f"{best[-1]:.2f}"]
     lines.append(f"| {' | '.join([*cells, '', '1.00', *[''] * len(SHARES)])} |")
     start = curves.of(baseline, "gold")[..., 0].mean()
-    said = (
+    summary = (
         f"A single response (n = 1) has {start:.2f}. Gold falls from its peak, beyond the interval, under "
         f"{', '.join(losing) or 'none'} of {len(curves.values)}; at n = {sizes[-1]:,} the interval of the difference "
         f"to {baseline} leaves out 0 for {', '.join(apart) or 'none'}."
     )
-    return "\n".join([*lines, "", said])
+    return "\n".join([*lines, "", summary])
 
 
 def plot(found: dict[str, Curves], path: Path) -> None:
@@ -141,8 +141,8 @@ def plot(found: dict[str, Curves], path: Path) -> None:
     figure, axes = plt.subplots(len(found), 2, figsize=(11, 4.2 * len(found)), squeeze=False, layout="constrained")
     for row, (world, curves) in zip(axes, found.items(), strict=True):
         kl = [best_of_n_kl(n) for n in curves.sizes]
-        for place, objective in enumerate(curves.values):
-            color = plt.get_cmap("tab10" if len(curves.values) <= 10 else "tab20")(place)
+        for index, objective in enumerate(curves.values):
+            color = plt.get_cmap("tab10" if len(curves.values) <= 10 else "tab20")(index)
             for axis, column in zip(row, ("gold", "proxy"), strict=True):
                 values = curves.of(objective, column)
                 low, high = interval(resampled(values))

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from aplot_lightning.cli import main
-from aplot_lightning.training.lock import lock_run, unlock_runs
+from aplot_lightning.training.run_directory import lock_run, unlock_runs
 from aplot_lightning.tuning.comparison_report import title
 from aplot_lightning.tuning.grid import Setting, read_grid
 

@@ -69,7 +69,7 @@ def test_mistakes_are_one_line_and_leave_nothing(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     cases = {
         "--output needs two or more runs": ([run], str(tmp_path / "out")),
-        "cannot be made a folder": ([run, run], str(tmp_path / "file")),
+        "cannot be written": ([run, run], str(tmp_path / "file")),
         "name one or more run directories": ([], None),
         "nowhere is not there": ([run, str(tmp_path / "nowhere")], str(tmp_path / "out")),
     }

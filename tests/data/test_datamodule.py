@@ -233,7 +233,7 @@ def test_nothing_left_to_train_on(tmp_path: Path) -> None:
 
 
 def test_a_missing_tokenizer_is_said() -> None:
-    with pytest.raises(UserError, match="no tokenizer: set its attribute `tokenizer`"):
+    with pytest.raises(UserError, match=r"no tokenizer: call connect\(\) or set `tokenizer`"):
         PreferenceDataModule(PreferenceWorld(pairs=5)).setup()
 
 

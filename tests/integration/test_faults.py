@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from aplot_lightning.training.lock import lock_run, unlock_runs
+from aplot_lightning.training.run_directory import lock_run, unlock_runs
 from tests.runs import checkpoint, curve, probe
 
 SHORT = {"trainer.max_steps": 6, "data.ood": {}, "checkpoint_every_n_steps": 1, "checkpoint_keep": 9}

@@ -43,7 +43,7 @@ def test_a_crashed_run_on_a_stream_resumes_to_the_bit(
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"trainer.max_steps": -1}, "data.train: a stream has no epochs: say by --trainer.max_steps"),
+        ({"trainer.max_steps": -1}, "data.train: a stream has no epochs: set --trainer.max_steps"),
         ({"trainer.val_check_interval": 0.5}, "a share of an epoch, and a stream has none: give a number of steps"),
         ({"data.ood.hard": {"path": "hard.jsonl", "streaming": True}}, "data.ood.hard: a source with streaming: true"),
         ({"data.train": [{"path": "train.jsonl", "streaming": True}, "hard.jsonl"]}, "is the only one of data.train"),

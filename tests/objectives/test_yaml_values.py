@@ -105,8 +105,8 @@ def batch() -> tuple[Scores, Pairs]:
     }
     columns = {}
     for name, values in (("suffix", SUFFIXES), ("length", LENGTHS), ("score", QUALITY)):
-        for place, side in enumerate(("chosen", "rejected")):
-            columns[f"{side}_{name}"] = torch.tensor([pair[place] for pair in values], dtype=torch.float32)
+        for index, side in enumerate(("chosen", "rejected")):
+            columns[f"{side}_{name}"] = torch.tensor([pair[index] for pair in values], dtype=torch.float32)
     return Scores(tensors), Pairs(order[:N], order[N:], columns)
 
 

@@ -10,7 +10,7 @@ import lightning as L
 import pytest
 import torch
 
-from aplot_lightning import PreferenceDataModule, RewardModelingModule
+from aplot_lightning import PreferenceDataModule, RewardModel, RewardModelingModule
 from aplot_lightning.errors import UserError
 from aplot_lightning.objectives import Objective, TransportMargin
 from aplot_lightning.types import Batch
@@ -80,6 +80,6 @@ def test_rows_are_padded_with_one_line_where_they_cannot_be_packed(
     assert said == ["data.layout: rows are padded: model.pooling mean reads every token of a conversation"]
 
 
-def test_padded_rows_ask_the_model_nothing(laboratory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(RewardModelingModule, "packing_refusal", property(lambda module: pytest.fail("asked")))
+def test_padded_rows_do_not_try_to_pack(laboratory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(RewardModel, "packing_refusal", property(lambda model: pytest.fail("tried")))
     fit(laboratory, tmp_path, layout="padded")

@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-from aplot_lightning.training.memory import STATUS, peak_memory_mib
+from aplot_lightning.training.run_record import STATUS, peak_memory_mib
 
 MIB = 2**20
 pytestmark = pytest.mark.skipif(not STATUS.is_file(), reason="only Linux tells a process its peak")
-PROBE = "import torch; from aplot_lightning.training.memory import peak_memory_mib as peak; cpu = torch.device('cpu');"
+PROBE = (
+    "import torch; from aplot_lightning.training.run_record import peak_memory_mib as peak; cpu = torch.device('cpu');"
+)
 
 
 def asked(code: str) -> list[float]:

@@ -15,9 +15,9 @@ from transformers import AutoConfig, AutoModel
 
 from aplot_lightning import PreferenceDataModule, RewardModel, RewardModelingModule
 from aplot_lightning.errors import UserError
+from aplot_lightning.model.backbone.blocks import blocks_of
 from aplot_lightning.model.configuration import emulation
 from aplot_lightning.objectives import Objective, TransportMargin
-from aplot_lightning.training.blocks import blocks_of
 from aplot_lightning.training.optimization import build_optimizer
 from tests.runs import checkpoint, plain_trainer
 

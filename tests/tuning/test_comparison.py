@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from aplot_lightning.errors import RunError, UserError
-from aplot_lightning.tuning.comparison import Comparison, Task, check_cells, duration, tasks_of
+from aplot_lightning.tuning.comparison import Comparison, Task, check_cells, tasks_of
 from aplot_lightning.tuning.grid import Grid, read_grid
 from aplot_lightning.tuning.processes import Launcher
 from tests.processes import wait_until
@@ -172,8 +172,3 @@ def test_a_worker_has_its_own_threads_and_device(folder: Path, monkeypatch: pyte
     tasks, _ = run(grid({"a": "ok", "b": "ok"}, workers=2))
     logs = [(task.cell.run_dir / "log.txt").read_text().strip() for task in tasks]
     assert logs == ["tiny 1 4", "tiny 1 5"]
-
-
-@pytest.mark.parametrize(("seconds", "said"), [(4.4, "4 s"), (119, "119 s"), (130, "2 min"), (9000, "2.5 h")])
-def test_times_are_said_in_suitable_units(seconds: float, said: str) -> None:
-    assert duration(seconds) == said

@@ -8,11 +8,11 @@ from pathlib import Path
 import optuna
 import pytest
 
-from aplot_lightning.evaluation.report.tables import markdown_table
+from aplot_lightning.evaluation.report.rendering import markdown_table
+from aplot_lightning.evaluation.report.tables import Table
 from aplot_lightning.tuning.study_report import (
     best_trials,
     dashboard_storage,
-    duration,
     ranked,
     trial_counts,
     write_study_report,
@@ -61,7 +61,7 @@ def test_the_best_five_come_first_with_their_parameters(report: str) -> None:
     ]
     for row in rows:
         row[3] = f"{float(row[3]):.4g}"
-    table = markdown_table(["trial", "validation/accuracy", "share", "factor", r"learning_rate"], rows)
+    table = markdown_table(Table(["trial", "validation/accuracy", "share", "factor", "learning_rate"], rows))
     assert table in report
 
 
@@ -102,7 +102,7 @@ def test_a_parameter_that_a_trial_did_not_have_is_a_dash(tmp_path: Path) -> None
     config = study_config(tmp_path)
     without = optuna.trial.create_trial(value=0.4, params={}, distributions={})
     table = best_trials(config, hand_study(config, [complete(0.5), without]))
-    assert table.splitlines()[-1] == "| 1 | 0.4000 | - | - | - |"
+    assert table.rows[-1] == ["1", "0.4000", "-", "-", "-"]
 
 
 def test_running_and_waiting_trials_are_counted_too(tmp_path: Path) -> None:
@@ -110,7 +110,3 @@ def test_running_and_waiting_trials_are_counted_too(tmp_path: Path) -> None:
     study.enqueue_trial({"share": 0.5})
     study.add_trial(optuna.trial.create_trial(state=optuna.trial.TrialState.RUNNING))
     assert trial_counts(study) == "1 complete, 0 pruned, 0 failed, 1 waiting, 1 running"
-
-
-def test_times_are_said_in_words() -> None:
-    assert [duration(seconds) for seconds in (4.21, 59.4, 125, 7380)] == ["4.2 s", "59.4 s", "2 min 5 s", "2 h 3 min"]

@@ -38,8 +38,7 @@ def open_class(value: Mapping[Any, Any], key: str) -> Source:
         config = parser.parse_object({"init_args": dict(arguments)})
     except ArgumentError as error:
         raise UserError(f"{key}.{_argument(one_line(error))}") from error
-    make = getattr(parser, "instantiate", None) or parser.instantiate_classes  # the name before jsonargparse 4.49
-    return make(config).init_args
+    return parser.instantiate(config).init_args
 
 
 def _argument(said: str) -> str:

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from aplot_lightning.evaluation.report.rendering import markdown_table
 from aplot_lightning.evaluation.report.runs import Run
-from aplot_lightning.evaluation.report.tables import escape, interval_text, markdown_table, number
+from aplot_lightning.evaluation.report.tables import Table, escape, interval_text, number
 
 HEADER = """---
 library_name: transformers
@@ -16,10 +17,10 @@ pipeline_tag: text-classification
 tags:
 - reward-model
 - aplot_lightning
-# license: to be filled in by the owner; the backbone's and the data's licences apply
+# license: to be filled in by the owner; the backbone's and the data's licenses apply
 ---
 """
-METRICS = {  # of metrics.json, and what they are called
+METRICS = {  # of metrics.json, and their headings
     "accuracy": "accuracy",
     "ci95": "95 % interval",
     "pairs": "pairs",
@@ -32,7 +33,7 @@ METRICS = {  # of metrics.json, and what they are called
 
 @dataclass(frozen=True)
 class Folder:
-    """What a card tells of the exported folder itself.
+    """Facts of the exported folder itself.
 
     Attributes:
         name: of the folder, or of the repository on the hub.
@@ -41,7 +42,7 @@ class Folder:
         dtype: of the weights.
         max_length: tokens of a prompt with one response; None for no limit.
         reading: one sentence on what is scored and how rows are padded.
-        notes: further sentences that a user has to know.
+        notes: further sentences for users.
         versions: of the packages that wrote the folder, by name.
     """
 
@@ -60,12 +61,12 @@ def model_card(folder: Folder, run: Run | None, model: str) -> str:
 
     Args:
         folder: what was exported.
-        run: the run whose best checkpoint it is; None where there is none.
-        model: what was exported, as the user named it, where there is no run.
+        run: the run whose best checkpoint it is; None if there is none.
+        model: what was exported, as the user named it, if there is no run.
     """
     parts = [f"# {escape(folder.name)}", _what(folder), _how_to_load(folder)]
     if run is None:
-        parts += [f"## Training\n\nExported from {escape(model)}, without a run's record of data, command and figures."]
+        parts += [f"## Training\n\nExported from {escape(model)}, without a record of data, command and figures."]
     else:
         parts += [_figures(run), _data(run), _training(run)]
     versions = ", ".join(f"{escape(name)} {escape(version)}" for name, version in folder.versions.items())
@@ -115,12 +116,12 @@ This package: `RewardModel.from_pretrained({name}).score([{{"prompt": ..., "resp
 
 def _figures(run: Run) -> str:
     sets = {"in distribution": run.metrics.get("id") or {}, **(run.metrics.get("ood") or {})}
-    rows = [[escape(name), *(_cell(figures.get(key)) for key in METRICS)] for name, figures in sets.items()]
+    rows = [[name, *(_cell(figures.get(key)) for key in METRICS)] for name, figures in sets.items()]
     mean = (run.metrics.get("ood_mean") or {}).get("accuracy")
     return (
         "## Figures\n\nOn pairs that were neither trained nor selected on; intervals by a bootstrap over prompts. The "
         f"other sets are out of distribution; their mean accuracy is {number(mean)}.\n\n"
-        + markdown_table(["set", *METRICS.values()], rows)
+        + markdown_table(Table(["set", *METRICS.values()], rows))
     )
 
 
@@ -134,8 +135,8 @@ def _data(run: Run) -> str:
     rows = []
     for key, entry in (run.record.get("data") or {}).items():
         for source in entry if isinstance(entry, list) else [entry]:
-            rows += [[escape(key), escape(str(source.get("source"))), escape(str(source.get("sha256")))]]
-    return "## Data\n\n" + markdown_table(["set", "source", "SHA-256 of its comparisons"], rows, left=3)
+            rows += [[key, str(source.get("source")), str(source.get("sha256"))]]
+    return "## Data\n\n" + markdown_table(Table(["set", "source", "SHA-256 of its comparisons"], rows, left=3))
 
 
 def _training(run: Run) -> str:

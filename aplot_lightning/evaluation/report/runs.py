@@ -13,6 +13,7 @@ import yaml
 from numpy.typing import NDArray
 
 from aplot_lightning.errors import UserError
+from aplot_lightning.evaluation.report.tables import one_line
 
 Columns = dict[str, NDArray[Any]]
 
@@ -21,7 +22,7 @@ NEEDED = ("metrics.json", "config.yaml", "run.json")
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run, as its directory tells it.
+    """A finished run, read from its directory.
 
     Attributes:
         path: the run directory.
@@ -41,7 +42,7 @@ class Run:
         return list(self.metrics.get("ood") or {})
 
     def predictions(self, name: str) -> Columns | None:
-        """Columns of predictions/NAME.parquet, (n,) each; None where the set was not evaluated.
+        """Columns of predictions/NAME.parquet, (n,) each; None if the set was not evaluated.
 
         Raises:
             UserError: the set has an accuracy but its file is missing or is no Parquet file.
@@ -55,12 +56,12 @@ class Run:
         return _read_parquet(path)
 
     def margins(self) -> Columns | None:
-        """Columns of diagnostics/margins.parquet (step, margin, similarity, cost, gap); None where there is no file."""
+        """Columns of diagnostics/margins.parquet (step, margin, similarity, cost, gap); None without the file."""
         path = self.path / "diagnostics" / "margins.parquet"
         return _read_parquet(path) if path.is_file() else None
 
     def errors(self) -> list[dict[str, Any]]:
-        """Rows of errors.jsonl, worst first; none where there is no file."""
+        """Rows of errors.jsonl, worst first; none without the file."""
         path = self.path / "errors.jsonl"
         if not path.is_file():
             return []
@@ -71,9 +72,9 @@ class Run:
             raise UserError(f"{path} is not JSON lines ({error}); write it again by `test`") from None
 
     def scalars(self, tags: Sequence[str]) -> dict[str, tuple[NDArray[np.int64], NDArray[np.float64]]]:
-        """Steps and values of TensorBoard tags, sorted by step; of a step logged twice the later value counts.
+        """Steps and values of TensorBoard tags, sorted by step; if a step was logged twice, the later value counts.
 
-        Tags that nothing was logged under are left out.
+        Tags without a value are left out.
         """
         from tensorboard.backend.event_processing.event_accumulator import SCALARS, EventAccumulator
 
@@ -107,13 +108,13 @@ def read_run(run_dir: str | Path) -> Run:
     missing = [name for name in NEEDED if not (path / name).is_file()]
     if missing:
         unfinished = (path / "config.yaml").is_file()
-        mend = "finish its fit (--ckpt_path last)" if unfinished else "give the folder that `fit` wrote (--run_dir)"
-        raise UserError(f"{path} is not a finished run: it has no {', '.join(missing)}; {mend}")
+        fix = "finish its fit (--ckpt_path last)" if unfinished else "give the folder that `fit` wrote (--run_dir)"
+        raise UserError(f"{path} is not a finished run: it has no {', '.join(missing)}; {fix}")
     return Run(path, _mapping(path / "metrics.json"), _mapping(path / "config.yaml"), _mapping(path / "run.json"))
 
 
 def run_labels(runs: Sequence[Run]) -> list[str]:
-    """A short name for each run: the last parts of its path, as many as it takes to tell the runs apart."""
+    """A short name for each run: the last parts of its path, as many as it takes to distinguish the runs."""
     parts = [run.path.resolve().parts for run in runs]
     count = 1
     while len({names[-count:] for names in parts}) < len(set(parts)):
@@ -126,8 +127,7 @@ def _mapping(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
     except (ValueError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{path} cannot be read ({reason}); write it again by `test` or `fit`") from None
+        raise UserError(f"{path} cannot be read ({one_line(error)}); write it again by `test` or `fit`") from None
     if not isinstance(content, dict):
         raise UserError(f"{path} does not hold keys and values; write it again by `test` or `fit`")
     return content
@@ -140,6 +140,7 @@ def _read_parquet(path: Path) -> Columns:
     try:
         table = pq.read_table(path)
     except (pa.ArrowException, OSError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{path} is not a Parquet file ({reason}); write it again by `test` or `fit`") from None
+        raise UserError(
+            f"{path} is not a Parquet file ({one_line(error)}); write it again by `test` or `fit`"
+        ) from None
     return {name: table.column(name).to_numpy() for name in table.column_names}

@@ -16,11 +16,11 @@ from aplot_lightning.evaluation.suites.pairs import pairs
 from aplot_lightning.evaluation.suites.rewardbench import rewardbench
 from aplot_lightning.evaluation.suites.rewardbench2 import rewardbench2
 from aplot_lightning.evaluation.suites.rm_bench import rm_bench
-from aplot_lightning.evaluation.suites.scores import Figures, Table
+from aplot_lightning.evaluation.suites.scores import Columns, Figures
 
-__all__ = ["BY_PROMPT", "RULES", "Figures", "Table"]
+__all__ = ["BY_PROMPT", "RULES", "Columns", "Figures"]
 
-RULES: dict[str, Callable[[Table], Figures]] = {
+RULES: dict[str, Callable[[Columns], Figures]] = {
     "rewardbench": rewardbench,
     "rewardbench2": rewardbench2,
     "rm_bench": rm_bench,

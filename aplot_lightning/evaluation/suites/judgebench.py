@@ -2,17 +2,7 @@
 
 from __future__ import annotations
 
-from aplot_lightning.evaluation.suites.scores import (
-    Figures,
-    Table,
-    entries,
-    mean_score,
-    missing_notes,
-    pair_values,
-    part_scores,
-    results,
-    value_of,
-)
+from aplot_lightning.evaluation.suites.scores import Columns, Figures, figures, missing_notes, pair_scores, value_of
 
 COLUMNS = {
     "mmlu-pro": "Knowledge",
@@ -24,7 +14,7 @@ COUNTS = {"mmlu-pro": 154, "livebench-reasoning": 98, "livebench-math": 56, "liv
 OTHER_FILE = 270  # Claude's pairs
 
 
-def judgebench(table: Table) -> Figures:
+def judgebench(table: Columns) -> Figures:
     """Accuracy over all pairs, and of the four sources that a pair's ``source`` begins with.
 
     Rule: a pair is right where the right answer has the higher reward. A reward model judges each answer by itself, so
@@ -36,10 +26,8 @@ def judgebench(table: Table) -> Figures:
     Args:
         table: columns of predictions/*.parquet, (n,) each; subset is one of the four sources.
     """
-    values, prompts, subsets = pair_values(table)
-    score = mean_score(values, prompts)
-    parts = part_scores(values, prompts, subsets, tuple(COUNTS))
+    score, parts = pair_scores(table, tuple(COUNTS))
     columns = {column: value_of(parts[name]) for name, column in COLUMNS.items()}
     columns["Overall"] = value_of(score)
-    counts = dict.fromkeys(COUNTS) if len(values) == OTHER_FILE else COUNTS
-    return Figures(results("judgebench", score, entries(parts)), score, columns, missing_notes(parts, counts))
+    counts = dict.fromkeys(COUNTS) if score is not None and score.count == OTHER_FILE else COUNTS
+    return figures("judgebench", score, parts, columns, missing_notes(parts, counts))

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from aplot_lightning.evaluation.suites.scores import (
+    Columns,
     Figures,
     Score,
-    Table,
-    entries,
-    mean_score,
+    figures,
     missing_notes,
-    pair_values,
-    part_scores,
-    results,
+    pair_scores,
     value_of,
     weighted,
 )
@@ -25,7 +22,7 @@ COUNTS = {
 }
 
 
-def llmbar(table: Table) -> Figures:
+def llmbar(table: Columns) -> Figures:
     """Accuracy over all 419 pairs, of the five parts, and the paper's two averages.
 
     Rule: a pair is right where the output that follows the instruction has the higher reward; a tie is wrong. The
@@ -38,17 +35,16 @@ def llmbar(table: Table) -> Figures:
     Args:
         table: columns of predictions/*.parquet, (n,) each; a subset may have the suite's folder before it.
     """
-    values, prompts, subsets = pair_values(table)
-    score = mean_score(values, prompts)
-    given = {part: next((name for name in dict.fromkeys(subsets.tolist()) if _is(name, part)), part) for part in COUNTS}
-    parts = part_scores(values, prompts, subsets, tuple(given.values()))
+    found = dict.fromkeys(map(str, table["subset"]))
+    given = {part: next((name for name in found if _is(name, part)), part) for part in COUNTS}
+    score, parts = pair_scores(table, tuple(given.values()))
     known = {part: parts[name] for part, name in given.items()}
     adversarial = [known[part] for part in COUNTS if part != "Natural"]
     columns = {part.rpartition("/")[2]: value_of(known[part]) for part in COUNTS}
     columns["Adversarial"] = _mean(adversarial)
     columns["Average"] = _mean([*known.values()])
     columns["All pairs"] = value_of(score)
-    return Figures(results("llmbar", score, entries(parts)), score, columns, missing_notes(known, COUNTS))
+    return figures("llmbar", score, parts, columns, missing_notes(known, COUNTS))
 
 
 def _is(name: str, part: str) -> bool:

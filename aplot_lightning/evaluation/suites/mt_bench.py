@@ -2,22 +2,12 @@
 
 from __future__ import annotations
 
-from aplot_lightning.evaluation.suites.scores import (
-    Figures,
-    Table,
-    entries,
-    mean_score,
-    missing_notes,
-    pair_values,
-    part_scores,
-    results,
-    value_of,
-)
+from aplot_lightning.evaluation.suites.scores import Columns, Figures, figures, missing_notes, pair_scores, value_of
 
 TURNS = ("first turn", "second turn")
 
 
-def mt_bench(table: Table) -> Figures:
+def mt_bench(table: Columns) -> Figures:
     """Agreement with people's votes, over all votes that are no tie, and by the turn that was judged.
 
     Rule: each vote of a person for one of two conversations counts once, also where several people saw the same two;
@@ -31,10 +21,8 @@ def mt_bench(table: Table) -> Figures:
     Args:
         table: columns of predictions/*.parquet, (n,) each; subset is one of `TURNS`, prompt the question.
     """
-    values, prompts, subsets = pair_values(table)
-    score = mean_score(values, prompts)
-    parts = part_scores(values, prompts, subsets, TURNS)
+    score, parts = pair_scores(table, TURNS)
     columns = {name.capitalize(): value_of(parts[name]) for name in TURNS}
     columns["All votes"] = value_of(score)
     notes = missing_notes(parts, dict.fromkeys(TURNS))  # how many votes are no tie is not said
-    return Figures(results("mt_bench", score, entries(parts)), score, columns, notes)
+    return figures("mt_bench", score, parts, columns, notes)

@@ -2,19 +2,10 @@
 
 from __future__ import annotations
 
-from aplot_lightning.evaluation.suites.scores import (
-    Figures,
-    Table,
-    entries,
-    mean_score,
-    pair_values,
-    part_scores,
-    results,
-    value_of,
-)
+from aplot_lightning.evaluation.suites.scores import Columns, Figures, figures, pair_scores, value_of
 
 
-def pairs(table: Table) -> Figures:
+def pairs(table: Columns) -> Figures:
     """Accuracy over all pairs, and of each subset that the rows name.
 
     Rule: a pair is right where the preferred response has the higher reward; a tie in reward is wrong; a pair with a
@@ -24,8 +15,6 @@ def pairs(table: Table) -> Figures:
     Args:
         table: columns of predictions/*.parquet, (n,) each.
     """
-    values, prompts, subsets = pair_values(table)
-    score = mean_score(values, prompts)
-    parts = part_scores(values, prompts, subsets)
+    score, parts = pair_scores(table)
     columns = {"Accuracy": value_of(score), **{name: value_of(part) for name, part in parts.items()}}
-    return Figures(results("pairs", score, entries(parts)), score, columns)
+    return figures("pairs", score, parts, columns, [])

@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from aplot_lightning.evaluation.suites.scores import (
+    Columns,
     Figures,
     Score,
-    Table,
-    entries,
+    figures,
     missing_notes,
-    pair_values,
-    part_scores,
-    results,
+    pair_scores,
     value_of,
     weighted,
 )
@@ -58,7 +56,7 @@ PRIOR_SETS = "Prior Sets"
 SHARES = {**dict.fromkeys(WEIGHTS, 2.0), PRIOR_SETS: 1.0}  # in the leaderboard's score: the prior sets count by half
 
 
-def rewardbench(table: Table) -> Figures:
+def rewardbench(table: Columns) -> Figures:
     """The leaderboard's score, its sections, and every subset.
 
     Rule: a pair is right where the chosen response has the higher reward; a tie is wrong. A section is the mean of its
@@ -74,8 +72,7 @@ def rewardbench(table: Table) -> Figures:
     Args:
         table: columns of predictions/*.parquet, (n,) each.
     """
-    values, prompts, subsets = pair_values(table)
-    parts = part_scores(values, prompts, subsets, tuple(COUNTS))
+    _, parts = pair_scores(table, tuple(COUNTS))
     sections = {name: _weighted(parts, weights) for name, weights in WEIGHTS.items()}
     prior = {name: parts.get(name) for name in PRIOR}
     some = any(score is not None for score in prior.values())
@@ -86,7 +83,7 @@ def rewardbench(table: Table) -> Figures:
         score = _weighted(sections, SHARES)
     columns = {"Score": value_of(score), **{name: value_of(section) for name, section in sections.items()}}
     notes = missing_notes({**parts, **prior}, {**COUNTS, **(PRIOR if some else {})})
-    return Figures(results("rewardbench", score, entries({**sections, **parts})), score, columns, notes)
+    return figures("rewardbench", score, {**sections, **parts}, columns, notes)
 
 
 def _weighted(scores: Mapping[str, Score | None], weights: Mapping[str, float]) -> Score | None:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import numpy as np
 
 from aplot_lightning.evaluation.suites.scores import (
+    Columns,
     Figures,
     Floats,
-    Table,
-    entries,
+    figures,
     missing_notes,
     part_scores,
-    results,
     value_of,
     weighted,
 )
@@ -20,7 +19,7 @@ from aplot_lightning.evaluation.suites.ties import ties
 COUNTS = {"Factuality": 475, "Precise IF": 160, "Math": 183, "Safety": 450, "Focus": 495, "Ties": 102}
 
 
-def rewardbench2(table: Table) -> Figures:
+def rewardbench2(table: Columns) -> Figures:
     """The leaderboard's score (the unweighted mean of six subsets), and the subsets.
 
     Rule: a prompt of the first five subsets counts 1 where its right response has the highest reward of all, 1/k where
@@ -44,9 +43,7 @@ def rewardbench2(table: Table) -> Figures:
     known = [score for name in COUNTS if (score := scores[name]) is not None]
     score = weighted(known) if len(known) == len(COUNTS) else None
     columns = {"Score": value_of(score), **{name: value_of(scores[name]) for name in COUNTS}}
-    return Figures(
-        results("rewardbench2", score, entries(scores, "prompts")), score, columns, missing_notes(scores, COUNTS)
-    )
+    return figures("rewardbench2", score, scores, columns, missing_notes(scores, COUNTS), unit="prompts")
 
 
 def _best(rewards: Floats) -> float:

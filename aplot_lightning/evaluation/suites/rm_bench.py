@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from aplot_lightning.evaluation.suites.scores import (
+    Columns,
     Figures,
     Floats,
-    Table,
     mean_score,
     missing_notes,
     value_of,
@@ -24,7 +24,7 @@ LEVELS = {  # of chosen style (row) against rejected style (column): which of th
 }
 
 
-def rm_bench(table: Table) -> Figures:
+def rm_bench(table: Columns) -> Figures:
     """Easy, normal and hard accuracy over all prompts and by domain, and the leaderboard's mean of domains.
 
     Rule: each of the three chosen responses (concise, detailed, detailed with Markdown) is compared with each of the

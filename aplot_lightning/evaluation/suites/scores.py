@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from aplot_lightning.evaluation.statistics import bootstrap_means, counted, percentiles, right
 
-Table = Mapping[str, Any]  # columns of a predictions file, (n,) each
+Columns = Mapping[str, Any]  # of a predictions file, (n,) each
 Floats = NDArray[np.float64]
 
 
@@ -30,20 +30,20 @@ class Score:
     count: int
 
     def entry(self, unit: str = "pairs") -> dict[str, Any]:
-        """As it stands in results.json: ``accuracy``, ``ci95`` (95 %, over prompts; None where unknown), ``pairs``."""
+        """Its entry in results.json: ``accuracy``, ``ci95`` (95 %, over prompts; None if unknown), ``pairs``."""
         interval = None if self.resampled is None else list(percentiles(self.resampled))
         return {"accuracy": self.value, "ci95": interval, unit: self.count}
 
 
 @dataclass(frozen=True)
 class Figures:
-    """What a suite's rule makes of a model's rewards.
+    """The figures of a suite's rule for a model's rewards.
 
     Attributes:
-        results: what results.json holds.
-        score: the one figure that stands for the suite, with its bootstrap; None where a part that it needs is missing.
-        columns: the table of the suite's leaderboard, one value a column, in [0, 1]; None where it cannot be said.
-        notes: what the reader of the figures has to know, a sentence each: rows or parts that are not there.
+        results: the content of results.json.
+        score: the suite's main figure with its bootstrap; None if a part that it needs is missing.
+        columns: the table of the suite's leaderboard, one value a column, in [0, 1]; None if it is unknown.
+        notes: sentences on missing rows or parts.
     """
 
     results: dict[str, Any]
@@ -53,7 +53,7 @@ class Figures:
 
 
 def mean_score(values: Floats, prompts: NDArray[np.int64], seed: int = 0) -> Score | None:
-    """The mean of (n,) values with its bootstrap over prompts; None where there are none."""
+    """The mean of (n,) values with its bootstrap over prompts; None without values."""
     if not len(values):
         return None
     known = len(np.unique(prompts)) > 1
@@ -74,7 +74,7 @@ def weighted(scores: Sequence[Score], weights: Sequence[float] | None = None) ->
     return Score(value, resampled, sum(score.count for score in scores))
 
 
-def pair_values(table: Table) -> tuple[Floats, NDArray[np.int64], NDArray[np.str_]]:
+def pair_values(table: Columns) -> tuple[Floats, NDArray[np.int64], NDArray[np.str_]]:
     """Of the pairs that accuracy counts (target not 1/2): right (1) or wrong (0), prompts, subsets. A tie is wrong."""
     target = np.asarray(table["target"], dtype=np.float64)
     gap = np.asarray(table["chosen_reward"], dtype=np.float64) - np.asarray(table["rejected_reward"], dtype=np.float64)
@@ -86,14 +86,33 @@ def pair_values(table: Table) -> tuple[Floats, NDArray[np.int64], NDArray[np.str
 def part_scores(
     values: Floats, prompts: NDArray[np.int64], subsets: NDArray[np.str_], names: Sequence[str] = ()
 ) -> dict[str, Score | None]:
-    """The score of each part: those of `names`, None where a part has no rows, then any others by first appearance.
+    """The score of each part: those of `names`, None if a part has no rows, then any others by first appearance.
 
-    Rows without a subset ("") are in none. Each part has a seed of its own, so that parts can be put together.
+    Rows without a subset ("") are in none. Each part has a seed of its own, so that their scores can be averaged.
     """
     members = {name: subsets == name for name in (*names, *dict.fromkeys(subsets.tolist())) if name}
     return {
         name: mean_score(values[member], prompts[member], seed) for seed, (name, member) in enumerate(members.items())
     }
+
+
+def pair_scores(table: Columns, names: Sequence[str] = ()) -> tuple[Score | None, dict[str, Score | None]]:
+    """The score over all pairs, and the score of each part as in `part_scores`."""
+    values, prompts, subsets = pair_values(table)
+    return mean_score(values, prompts), part_scores(values, prompts, subsets, names)
+
+
+def figures(
+    suite: str,
+    score: Score | None,
+    parts: Mapping[str, Score | None],
+    columns: dict[str, float | None],
+    notes: list[str],
+    *,
+    unit: str = "pairs",
+) -> Figures:
+    """The figures of a suite with an accuracy: results.json's ``subsets`` are the parts."""
+    return Figures(results(suite, score, entries(parts, unit)), score, columns, notes)
 
 
 def entries(scores: Mapping[str, Score | None], unit: str = "pairs") -> dict[str, dict[str, Any] | None]:
@@ -108,7 +127,7 @@ def results(suite: str, score: Score | None, subsets: Mapping[str, Any]) -> dict
 
 
 def missing_notes(parts: Mapping[str, Score | None], counts: Mapping[str, int | None]) -> list[str]:
-    """Notes on parts without rows, and with other numbers of rows than the public set has (None: not said)."""
+    """Notes on parts without rows, and with other numbers of rows than the public set has (None: unknown)."""
     there = {name: score.count if (score := parts.get(name)) else 0 for name in counts}
     absent = [name for name, count in there.items() if count == 0]
     other = [

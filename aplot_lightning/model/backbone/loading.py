@@ -37,6 +37,7 @@ def build_backbone(
     from transformers.initialization import no_init_weights
 
     loader = _loader(config, pooling, keep_lm_head)
+    config.dtype = dtype  # Transformers 5.0 builds the model inside a classifier in the config's dtype
     try:
         with quiet_transformers(), no_init_weights() if empty else nullcontext():
             model = loader.from_config(config, dtype=dtype, trust_remote_code=False)

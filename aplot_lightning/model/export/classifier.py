@@ -12,6 +12,7 @@ from aplot_lightning.errors import UserError
 from aplot_lightning.model.backbone import Backbone, quiet_transformers
 from aplot_lightning.model.backbone.splitting import can_classify, classifier_of
 from aplot_lightning.model.export.linear import LinearReward
+from aplot_lightning.model.transformers_internals import set_attention
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -89,7 +90,7 @@ def _config(config: PreTrainedConfig) -> PreTrainedConfig:
     for name in FOREIGN:
         if getattr(config, name, None) is not None:
             delattr(config, name)
-    config._attn_implementation = None  # each program's default
+    set_attention(config, None)  # each program's default
     return config
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from aplot_lightning.data.batching import pack_row, pad_rows
 from aplot_lightning.model.scoring import evaluating
 from aplot_lightning.model.tokenizer import one_line
+from aplot_lightning.model.transformers_internals import attention_of
 from aplot_lightning.model.tree.attention import NAME, NotPackable, PackedRow, register
 from aplot_lightning.model.tree.last_layer import score_all, score_only
 from aplot_lightning.types import Pairs
@@ -63,7 +64,7 @@ def start_packing(model: PreTrainedModel) -> Packing:
     Args:
         model: a decoder's base model.
     """
-    chosen = model.config._attn_implementation
+    chosen = attention_of(model.config)
     try:
         _check_config(model.config.get_text_config(), chosen)
         with _undisturbed(model):
@@ -73,7 +74,7 @@ def start_packing(model: PreTrainedModel) -> Packing:
             layers = probe.check_all_tokens()
             return Packing(None, probe.shorten_last_layer(layers[-1]))
     except Exception as error:  # whatever an architecture does with what it does not know
-        if model.config._attn_implementation == NAME:
+        if chosen and attention_of(model.config) == NAME:
             model.set_attn_implementation(chosen)
         return Packing(str(error) if isinstance(error, NotPackable) else one_line(error, limit=80))
 

@@ -74,13 +74,7 @@ class BetaLink(Link):
         return alpha * beta / tau * (self.weight * pull - first)
 
     def forward(
-        self,
-        gaps: Tensor,
-        margins: Tensor,
-        targets: Tensor,
-        chosen: Scores,
-        rejected: Scores,
-        columns: Columns,
+        self, gaps: Tensor, margins: Tensor, targets: Tensor, chosen: Scores, rejected: Scores, columns: Columns
     ) -> Tensor:
         confidence = (chosen.tensors["confidence"] + rejected.tensors["confidence"]) / 2
         won, lost = self.pointwise(gaps - margins, confidence), self.pointwise(-gaps - margins, confidence)

@@ -35,13 +35,7 @@ class Fidelity(ThurstoneLink):
         return self._overlap(z, torch.ones_like(z))
 
     def forward(
-        self,
-        gaps: Tensor,
-        margins: Tensor,
-        targets: Tensor,
-        chosen: Scores,
-        rejected: Scores,
-        columns: Columns,
+        self, gaps: Tensor, margins: Tensor, targets: Tensor, chosen: Scores, rejected: Scores, columns: Columns
     ) -> Tensor:
         return self._overlap((gaps - margins) / self.scale(gaps, chosen, rejected, columns), targets)
 

@@ -35,13 +35,7 @@ class Probit(ThurstoneLink):
         return -torch.special.log_ndtr(z.double()).to(z.dtype)
 
     def forward(
-        self,
-        gaps: Tensor,
-        margins: Tensor,
-        targets: Tensor,
-        chosen: Scores,
-        rejected: Scores,
-        columns: Columns,
+        self, gaps: Tensor, margins: Tensor, targets: Tensor, chosen: Scores, rejected: Scores, columns: Columns
     ) -> Tensor:
         scale = self.scale(gaps, chosen, rejected, columns)
         return super().forward(gaps / scale, margins / scale, targets, chosen, rejected, columns)

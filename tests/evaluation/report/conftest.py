@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -113,26 +115,43 @@ def write_errors(run: Path) -> None:
     (run / "errors.jsonl").write_text(text, encoding="utf-8")
 
 
+@pytest.fixture(scope="session")
+def made_runs(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Makes each run once for all tests, which copy it."""
+    folder = tmp_path_factory.mktemp("made_runs")
+
+    @cache
+    def made(sets: tuple[tuple[str, float], ...], seed: int, bare: bool) -> Path:
+        run = folder / str(len(list(folder.iterdir())))
+        write_run(run, dict(sets), seed, bare=bare)
+        return run
+
+    return made
+
+
+def write_run(run: Path, sets: dict[str, float], seed: int, *, bare: bool) -> None:
+    """The files of a run that reports read; a bare run was not evaluated, and has neither margins nor events."""
+    run.mkdir()
+    model = {"backbone": "world-decoder", "objective": None if bare else APLOT}
+    (run / "config.yaml").write_text(yaml.safe_dump({"model": model, "data": {"train": "pairs.jsonl"}}))
+    record = {"command": ["aplot", "fit", "--config", "conf/quickstart.yaml"], "git_commit": "0123abc"}
+    (run / "run.json").write_text(json.dumps(record))
+    if bare:
+        null = {name: summarise_set(None) for name in sets}
+        figures = {"id": null.pop("id"), "ood": null, "ood_mean": {"accuracy": None}}
+        write_metrics(run, figures)
+        return
+    write_figures(run, sets, seed)
+    write_events(run, sets)
+    write_margins(run)
+    write_errors(run)
+
+
 @pytest.fixture
-def make_run(tmp_path: Path) -> Callable[..., Path]:
-    """Writes a run directory below tmp_path: what `fit` leaves that reports read."""
+def make_run(tmp_path: Path, made_runs: Callable[..., Path]) -> Callable[..., Path]:
+    """Puts a run directory below tmp_path."""
 
     def make(name: str = "aplot", *, sets: dict[str, float] = SETS, seed: int = 0, bare: bool = False) -> Path:
-        run = tmp_path / name
-        run.mkdir(parents=True)
-        model = {"backbone": "world-decoder", "objective": None if bare else APLOT}
-        (run / "config.yaml").write_text(yaml.safe_dump({"model": model, "data": {"train": "pairs.jsonl"}}))
-        record = {"command": ["aplot", "fit", "--config", "conf/quickstart.yaml"], "git_commit": "0123abc"}
-        (run / "run.json").write_text(json.dumps(record))
-        if bare:  # not evaluated, no margins, no logger
-            null = {name: summarise_set(None) for name in sets}
-            figures = {"id": null.pop("id"), "ood": null, "ood_mean": {"accuracy": None}}
-            write_metrics(run, figures)
-        else:
-            write_figures(run, sets, seed)
-            write_events(run, sets)
-            write_margins(run)
-            write_errors(run)
-        return run
+        return shutil.copytree(made_runs(tuple(sets.items()), seed, bare), tmp_path / name)
 
     return make

@@ -9,13 +9,11 @@ import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 
-from aplot_lightning.evaluation.report import plot_runs
-from aplot_lightning.evaluation.report.compare import Row, RunTable
-from aplot_lightning.evaluation.report.outcomes import Estimate
+from aplot_lightning.evaluation.report import GroupResults, Mean, SetResult, compare_runs
 from aplot_lightning.evaluation.report.plots import (
     BLUE,
     ORANGE,
-    RUN_COLOURS,
+    RUN_COLORS,
     VERMILLION,
     draw_accuracies,
     draw_curves,
@@ -25,26 +23,27 @@ from aplot_lightning.evaluation.report.plots import (
 MakeRun = Callable[..., Path]
 
 
-def share(image: np.ndarray, colour: str) -> float:
-    """How much of a picture has a colour."""
-    return float(np.mean(np.abs(image[..., :3] - np.array(to_rgb(colour))).max(axis=-1) < 0.02))
+def share(image: np.ndarray, color: str) -> float:
+    """How much of a picture has a color."""
+    return float(np.mean(np.abs(image[..., :3] - np.array(to_rgb(color))).max(axis=-1) < 0.02))
 
 
-def table(accuracies: dict[str, list[float | None]], runs: list[str]) -> RunTable:
-    rows = [
-        Row(name, [None if v is None else Estimate(v, (v - 0.02, v + 0.02), 9) for v in values], [])
+def table(accuracies: dict[str, list[float | None]], runs: list[str]) -> GroupResults:
+    results = {
+        (run, name): SetResult(None if value is None else Mean(value, (value - 0.02, value + 0.02), 9, 1), None)
         for name, values in accuracies.items()
-    ]
-    return RunTable(runs, rows, [])
+        for run, value in zip(runs, values, strict=True)
+    }
+    return GroupResults(dict.fromkeys(runs, ()), dict.fromkeys(accuracies, "ood"), results, None, {}, {}, [])
 
 
-def test_runs_have_their_own_colours_in_proportion(make_run: MakeRun, tmp_path: Path) -> None:
-    plot_runs([make_run("bt", seed=1), make_run("aplot", seed=2)], tmp_path / "runs.png")
+def test_runs_have_their_own_colors_in_proportion(make_run: MakeRun, tmp_path: Path) -> None:
+    draw_accuracies(compare_runs([make_run("bt", seed=1), make_run("aplot", seed=2)]), tmp_path / "runs.png")
     image = imread(tmp_path / "runs.png")
     assert image.shape[0] == pytest.approx(4.2 * 150, abs=1)
-    assert share(image, RUN_COLOURS[0]) == pytest.approx(share(image, RUN_COLOURS[1]), rel=0.2)
-    assert share(image, RUN_COLOURS[0]) > 0.05
-    assert share(image, RUN_COLOURS[2]) == 0
+    assert share(image, RUN_COLORS[0]) == pytest.approx(share(image, RUN_COLORS[1]), rel=0.2)
+    assert share(image, RUN_COLORS[0]) > 0.05
+    assert share(image, RUN_COLORS[2]) == 0
 
 
 def test_bars_are_as_high_as_accuracies(tmp_path: Path) -> None:
@@ -61,7 +60,7 @@ def test_odd_names_missing_values_and_many_runs_are_drawn(tmp_path: Path) -> Non
         "a long $name of_a^set with spaces": [0.0, *[1.0] * 8],
     }
     draw_accuracies(table(accuracies, runs), tmp_path / "many.png")
-    assert share(imread(tmp_path / "many.png"), RUN_COLOURS[5]) > 0.01
+    assert share(imread(tmp_path / "many.png"), RUN_COLORS[5]) > 0.01
 
 
 def test_curves_are_drawn_with_what_there_is(tmp_path: Path) -> None:

@@ -6,12 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aplot_lightning.evaluation.report.outcomes import Estimate
+from aplot_lightning.evaluation.report.estimates import Mean
+from aplot_lightning.evaluation.report.rendering import markdown_table
 from aplot_lightning.evaluation.report.tables import (
+    Table,
+    duration,
     escape,
     estimate_text,
     interval_text,
-    markdown_table,
     number,
     shorten,
     text_table,
@@ -29,8 +31,8 @@ def test_text_table_is_aligned() -> None:
 
 
 def test_markdown_table() -> None:
-    assert markdown_table(["a", "b", "c"], [["1", "2", "3"]], left=2) == (
-        "| a | b | c |\n| :-- | :-- | --: |\n| 1 | 2 | 3 |"
+    assert markdown_table(Table(["a|", "b", "c"], [["1", "2|", "[3]"]], left=2)) == (
+        "| a\\| | b | c |\n| :-- | :-- | --: |\n| 1 | 2\\| | [3] |"
     )
 
 
@@ -79,6 +81,11 @@ def test_numbers() -> None:
     assert number(0.12349) == "0.123"
     assert number(0.0123, sign=True) == "+0.012"
     assert interval_text([0.1, 0.25]) == "[0.100, 0.250]"
-    assert estimate_text(Estimate(0.8, (0.75, 0.85), 9)) == "0.800 [0.750, 0.850]"
-    assert estimate_text(Estimate(-0.01, (-0.02, 0.003), 9), sign=True) == "-0.010 [-0.020, +0.003]"
-    assert estimate_text(Estimate(0.8, None, 1)) == "0.800"
+    assert estimate_text(Mean(0.8, (0.75, 0.85), 9, 1)) == "0.800 [0.750, 0.850]"
+    assert estimate_text(Mean(-0.01, (-0.02, 0.003), 9, 1), sign=True) == "-0.010 [-0.020, +0.003]"
+    assert estimate_text(Mean(0.8, None, 1, 1)) == "0.800"
+
+
+def test_durations() -> None:
+    assert [duration(seconds) for seconds in (4.21, 59.4, 125, 7380)] == ["4.2 s", "59.4 s", "2 min 5 s", "2 h 3 min"]
+    assert duration(None) == "-"
