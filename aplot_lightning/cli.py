@@ -109,6 +109,9 @@ def _read_configs(arguments: Sequence[str]) -> list[dict[str, Any]]:
 
 def _run_light(command: str, arguments: list[str]) -> None:
     module = import_module(f"aplot_lightning.commands.{command}")
+    if hasattr(module, "run"):  # parses its own arguments
+        module.run(arguments)
+        return
     from jsonargparse import ArgumentError, ArgumentParser
 
     if getattr(module, "CONFIGS_COMPOSE", False):  # jsonargparse appends to a list with a plus only

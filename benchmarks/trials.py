@@ -9,7 +9,7 @@ epoch, and the held-out sets once at the end. Prepared data and embeddings are o
 Each way starts its trials one after another:
 
     a process each          python -m aplot_lightning fit ...
-    forked                  from a process that has imported everything (open_launcher(preload=True))
+    forked                  from a process that has imported everything (Launcher(preload=True))
     spare                   --report false --checkpoint_backbone false --checkpoint_keep 0
 
 Processor seconds are of all threads; on a shared machine they are more reliable than the clock. Those before training
@@ -28,6 +28,7 @@ import sys
 import tempfile
 import time
 from datetime import date
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -67,17 +68,17 @@ def fit_arguments(options: argparse.Namespace, run_dir: Path, more: list[str]) -
 
 def measure(options: argparse.Namespace, folder: Path, way: str) -> list[dict[str, float]]:
     """The trials of one way, without a first one that starts the server and warms the disk's cache."""
-    from aplot_lightning.tuning.launch import open_launcher
+    from aplot_lightning.tuning.processes import Launcher
 
     preload, more = WAYS[way]
     found = []
-    with open_launcher(preload=preload) as launcher:
+    with Launcher(preload=preload) as launcher:
         for trial in range(options.trials + 1):
             run_dir = folder / f"{way} {trial}"
-            start, spent = time.perf_counter(), seconds_of_ended(launcher)
+            start, spent = time.perf_counter(), seconds_of_ended(preload)
             child = launcher.start(fit_arguments(options, run_dir, more), log=run_dir.with_suffix(".log"))
-            code = child.wait()
-            values = {"clock": time.perf_counter() - start, "all": seconds_of_ended(launcher) - spent}
+            code = child.ended.result()
+            values = {"clock": time.perf_counter() - start, "all": seconds_of_ended(preload) - spent}
             output = child.log.read_text()
             if code:
                 sys.exit(f"{way} failed:\n{output[-2000:]}")
@@ -90,11 +91,11 @@ def measure(options: argparse.Namespace, folder: Path, way: str) -> list[dict[st
     return found
 
 
-def seconds_of_ended(launcher: Any) -> float:
-    """Processor seconds of the children that were waited for, by this process or by the server."""
-    server = getattr(launcher, "_server", None)
+def seconds_of_ended(preload: bool) -> float:
+    """Processor seconds of the children that ended, as their parent counts them: this process or the fork server."""
+    server = forkserver._forkserver._forkserver_pid if preload else None
     if server is not None:
-        fields = Path(f"/proc/{server._process.pid}/stat").read_text().rpartition(")")[2].split()
+        fields = Path(f"/proc/{server}/stat").read_text().rpartition(")")[2].split()
         return sum(map(int, fields[13:15])) / os.sysconf("SC_CLK_TCK")
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     return usage.ru_utime + usage.ru_stime

@@ -205,9 +205,7 @@ def _run(arguments: list[str], log: str, environment: dict[str, str]) -> None:
     torch, threads = sys.modules.get("torch"), environment.get("OMP_NUM_THREADS", "")
     if torch is not None and threads.isdigit():  # the server read the variable before this child set it
         torch.set_num_threads(int(threads))
-    from aplot_lightning.cli import main
-
-    sys.exit(main(arguments))
+    sys.exit(program.main(arguments))
 
 
 def _names_a_rank(variable: str) -> bool:

@@ -74,7 +74,7 @@ def test_a_study_of_another_space_is_refused(
     file = real_study(tmp_path, laboratory, space={"model.learning_rate": {"categorical": [1.0e-3, 4.0e-3]}})
     assert main(["tune", "--config", str(file), "--storage", storage]) == 2
     error = capsys.readouterr().err
-    assert "aplot: study: 'tiny' is there already, and differs in space.model.learning_rate.categorical" in error
+    assert "aplot: study: 'tiny' exists already and differs in space.model.learning_rate.categorical" in error
     assert error.count("\n") == 1
 
 
@@ -99,7 +99,7 @@ def test_sigterm_ends_it_with_143_and_it_goes_on(laboratory: Any, tmp_path: Path
     process.send_signal(signal.SIGTERM)
     said = process.communicate(timeout=120)[0]
     assert process.returncode == 143, said
-    assert said.splitlines()[-1].startswith("stopped; its trials were given back")
+    assert said.splitlines()[-1].startswith("stopped; its trials are queued again")
     assert main(words[3:]) == 0
     done = [trial for trial in trials(file) if trial.state is TrialState.COMPLETE]
     assert sorted(trial.params["model.learning_rate"] for trial in done) == [1.0e-3, 3.0e-3]
