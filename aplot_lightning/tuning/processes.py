@@ -31,6 +31,7 @@ PARENT = "APLOT_PARENT"  # environment variable: the process that a child must n
 FORKSERVER_GONE = 255  # multiprocessing's exit code for a child whose fork server ended
 # imported once by the fork server, so that its children start within a fraction of a second
 PRELOADED = [
+    "aplot_lightning.tuning.fork_server",
     *("aplot_lightning.training.cli", "aplot_lightning.training.trial_report", "aplot_lightning.model.reward_model"),
     *("aplot_lightning.data.world", "ot", "optuna", "pandas", "pyarrow.parquet", "pyarrow.dataset"),
     *("transformers.modeling_utils", "transformers.models.auto.modeling_auto", "safetensors.torch"),
@@ -39,7 +40,7 @@ PRELOADED = [
     *("torch.utils.tensorboard", "tensorboard.backend.event_processing.event_accumulator"),
     *("tensorboard.plugins.hparams.summary_v2", "matplotlib.backends.backend_agg"),
 ]
-# the fork server must have one thread, and must not initialize CUDA, when it forks
+# the fork server must not have threads of libraries, and must not initialize CUDA, when it forks
 FORKSERVER_ENVIRONMENT = {
     "OPENBLAS_NUM_THREADS": "1",
     "JE_ARROW_MALLOC_CONF": "background_thread:false",

@@ -106,7 +106,7 @@ def test_a_checkpoint_other_than_the_best_has_no_figures(finished_run, tmp_path)
     export.main(str(finished_run / "checkpoints" / "last.ckpt"), str(tmp_path / "out"))
     card = (tmp_path / "out" / "README.md").read_text()
     assert "## Figures" not in card
-    assert "without a run's record" in card
+    assert "without a record of data" in card
 
 
 def test_foreign_text_is_no_markup_in_the_card():

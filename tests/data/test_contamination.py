@@ -15,7 +15,7 @@ from datasketch import MinHash
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aplot_lightning.data import near_leak
+from aplot_lightning.data import contamination
 from aplot_lightning.data.comparisons import normalised_text
 from aplot_lightning.data.contamination import EMPTY, HASHES, near_matches, signatures
 
@@ -66,12 +66,12 @@ def test_estimates_are_unbiased_and_as_exact_as_96_hashes_can_be():
 def test_numbers_are_the_low_halves_of_those_of_datasketch():
     generator = np.random.default_rng(1)
     text = "".join(generator.choice(list("abcdef ghi"), 20_000))  # longer than a piece
-    (piece,) = near_leak._shingles(normalised_text(PROMPT))
-    whole = np.concatenate(list(near_leak._shingles(normalised_text(text))))
+    (piece,) = contamination._shingles(normalised_text(PROMPT))
+    whole = np.concatenate(list(contamination._shingles(normalised_text(text))))
     assert len(whole) == len(normalised_text(text)) - 4
     assert len(piece) == len(normalised_text(PROMPT)) - 4
     for hashes, given_text in ((piece, PROMPT), (whole, text)):
-        sketch = MinHash(num_perm=HASHES, seed=near_leak.SEED, hashfunc=int)
+        sketch = MinHash(num_perm=HASHES, seed=contamination.SEED, hashfunc=int)
         for value in hashes.tolist():
             sketch.update(value)
         np.testing.assert_array_equal(signatures([given_text])[0], sketch.hashvalues & 0xFFFF)
@@ -79,7 +79,7 @@ def test_numbers_are_the_low_halves_of_those_of_datasketch():
 
 def test_different_shingles_have_different_hashes():
     text = " ".join(WORDS)
-    found = np.concatenate(list(near_leak._shingles(text)))
+    found = np.concatenate(list(contamination._shingles(text)))
     assert len(np.unique(found)) == len(shingles(text))
     assert found.max() < 1 << 32
 
@@ -176,8 +176,8 @@ def test_the_search_finds_what_comparing_all_finds(monkeypatch):
         table[noise] = generator.integers(0, 1 << 16, noise.sum())
     expected = [(row == tested).mean(axis=1).max() >= 0.8 for row in rows]
     assert 0.2 < np.mean(expected) < 0.8
-    monkeypatch.setattr(near_leak, "CHUNK", 64)
-    monkeypatch.setattr(near_leak, "COMPARED", 50)
+    monkeypatch.setattr(contamination, "CHUNK", 64)
+    monkeypatch.setattr(contamination, "COMPARED", 50)
     found = near_matches(rows, tested)
     assert not (found & ~np.array(expected)).any()
     assert found.sum() >= 0.99 * np.sum(expected)
@@ -191,12 +191,12 @@ def test_thousands_of_prompts_from_one_template_take_few_comparisons(monkeypatch
     for table in tables:
         noise = generator.random(table.shape) < 0.16
         table[noise] = generator.integers(0, 1 << 16, noise.sum())
-    compared, counted = near_leak._agreeing, []
+    compared, counted = contamination._agreeing, []
     monkeypatch.setattr(
-        near_leak, "_agreeing", lambda one, other: (counted.append(other[..., 0].size), compared(one, other))[1]
+        contamination, "_agreeing", lambda one, other: (counted.append(other[..., 0].size), compared(one, other))[1]
     )
     found = near_matches(*tables)
-    assert sum(counted) <= 2 * 300 * near_leak.BANDS * near_leak.CANDIDATES
+    assert sum(counted) <= 2 * 300 * contamination.BANDS * contamination.CANDIDATES
     exact = np.array([(row == tables[1]).mean(axis=1).max() >= 0.8 for row in tables[0]])
     assert not (found & ~exact).any()
 

@@ -130,7 +130,7 @@ def test_checkpoints_may_leave_out_a_frozen_backbone(
     """The figures are the same, a run goes on from such a checkpoint, and nobody takes it for a model."""
     frozen = {**FROZEN, "data.ood": {"hard": str(laboratory.folder / "hard.jsonl")}}
     small = {**frozen, "checkpoint_backbone": False, "report": False}
-    assert laboratory("fit", tmp_path / "whole", frozen) == 0
+    assert laboratory("fit", tmp_path / "whole", {**frozen, "report": True}) == 0
     assert laboratory("fit", tmp_path / "small", small) == 0
     assert figures(tmp_path / "small") == figures(tmp_path / "whole")
     assert (tmp_path / "whole" / "report.md").exists()
@@ -168,7 +168,7 @@ def test_a_checkpoint_without_backbone_takes_no_other_backbone(
     other = {**small, "ckpt_path": "last", "seed_everything": 4, "trainer.max_steps": 9}  # a backbone from scratch
     capsys.readouterr()
     assert laboratory("fit", tmp_path / "run", other) == 2
-    assert "model.backbone is another one now: start anew by --overwrite true" in capsys.readouterr().err
+    assert "model.backbone has changed: start again with --overwrite true" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -177,7 +177,7 @@ def test_a_checkpoint_without_backbone_takes_no_other_backbone(
         ({"model.freeze_backbone": False}, "this one trains: set it to true, or model.freeze_backbone to true"),
         (
             {"trainer.callbacks": [{"class_path": "lightning.pytorch.callbacks.EMAWeightAveraging"}]},
-            "does not go with weight averaging; set it to true",
+            "does not work with weight averaging; set it to true",
         ),
     ],
 )
