@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import errno
 import logging
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from importlib.util import find_spec
 from json import JSONDecodeError
 from pathlib import Path
@@ -162,19 +164,25 @@ def _open_storage(location: str, requeue: Any) -> optuna.storages.BaseStorage:
         backend = JournalFileBackend(str(path))
         _cut_broken_line(path)
         return JournalStorage(backend)
+    from sqlalchemy.exc import IntegrityError, ProgrammingError
+
     logging.getLogger("alembic").setLevel(logging.ERROR)
     engine: dict[str, Any] = {"pool_pre_ping": True}
     if path is not None:
         engine["connect_args"] = {"timeout": PATIENCE}
-    return optuna.storages.get_storage(
-        optuna.storages.RDBStorage(
-            database_url(location),
-            engine_kwargs=engine,
-            heartbeat_interval=HEARTBEAT,
-            grace_period=GRACE,
-            heartbeat_stale_trial_callback=requeue,
-        )
+    storage = partial(
+        optuna.storages.RDBStorage,
+        database_url(location),
+        engine_kwargs=engine,
+        heartbeat_interval=HEARTBEAT,
+        grace_period=GRACE,
+        heartbeat_stale_trial_callback=requeue,
     )
+    try:
+        return optuna.storages.get_storage(storage())
+    except (IntegrityError, ProgrammingError):  # another machine creates the same tables at this moment
+        time.sleep(2)
+        return optuna.storages.get_storage(storage())
 
 
 def _cut_broken_line(path: Path) -> None:
