@@ -9,8 +9,8 @@ import numpy as np
 
 from aplot_lightning.data.comparisons import Comparison
 from aplot_lightning.data.encoding import Encoding
+from aplot_lightning.data.ledger import SourceLedger
 from aplot_lightning.data.preparation import Cache, Corpus
-from aplot_lightning.data.report import SourceLedger
 from aplot_lightning.data.sources import Source
 
 

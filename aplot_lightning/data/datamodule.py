@@ -18,11 +18,12 @@ from aplot_lightning.data.encoded import Embeddings, EncodedComparisons
 from aplot_lightning.data.encoding import ConversationEncoder
 from aplot_lightning.data.evaluation_set import EvaluationSet
 from aplot_lightning.data.held_out import OF_TRAINING, HeldOut, check_names, evaluation_set
+from aplot_lightning.data.ledger import SourceLedger
 from aplot_lightning.data.loaders import EvaluationBatches, OptimizerBatches, OwnBatches, StepSampler, loader
 from aplot_lightning.data.plan import BatchPlan
 from aplot_lightning.data.preparation import Cache, Corpus
 from aplot_lightning.data.preview import previews
-from aplot_lightning.data.report import DataReport, SourceLedger
+from aplot_lightning.data.report import DataReport
 from aplot_lightning.data.robustness import Robustness, part_of_embeddings, swapped
 from aplot_lightning.data.sources import Source, open_source, open_sources
 from aplot_lightning.data.streaming import TrainingStream, take_stream

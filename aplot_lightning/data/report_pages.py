@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from aplot_lightning.data.comparisons import KINDS
+from aplot_lightning.data.ledger import SourceLedger
 from aplot_lightning.data.preview import Preview, harmless
-
-if TYPE_CHECKING:
-    from aplot_lightning.data.report import SourceLedger
 
 COLUMNS = ("set", "source", "read", "used", "pairs", "longer wins", "tokens p50", "p95", "max")
 HOW_TO_READ = (
@@ -17,7 +14,7 @@ HOW_TO_READ = (
     "response has more characters; tokens are those of the longest conversation of a row. Rows held out of the "
     "training source count in `train` too."
 )
-Accounts = Sequence[tuple[str, "SourceLedger"]]  # the set's name in the table, and an account of it
+Accounts = Sequence[tuple[str, SourceLedger]]  # the set's name in the table, and an account of it
 
 
 def terminal_table(accounts: Accounts, previews: Sequence[Preview], done: Sequence[str] = ()) -> str:

@@ -22,7 +22,7 @@ from aplot_lightning.data.batching import Layout, collate, rank_micro_batches
 from aplot_lightning.data.comparisons import Comparison, RowError, parse_comparison
 from aplot_lightning.data.encoded import EncodedComparisons
 from aplot_lightning.data.encoding import ConversationEncoder
-from aplot_lightning.data.report import SourceLedger
+from aplot_lightning.data.ledger import SourceLedger
 from aplot_lightning.data.sources.source import Row, Source
 from aplot_lightning.errors import UserError
 from aplot_lightning.types import Batch

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from aplot_lightning.errors import UserError
-from aplot_lightning.model.backbone.loading import quiet_transformers
+from aplot_lightning.model.configuration import quiet_transformers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -136,3 +138,26 @@ def _ask_hub(place: ModelPlace, key: str) -> None:
         raise not_on_hub(place.name, key, "its repository has no config.json") from error
     except Exception as error:  # no network, a proxy, a time-out: of the client in use
         raise not_on_hub(place.name, key, f"it cannot be reached: {one_line(error, limit=80)}") from error
+
+
+def is_decoder(config: PreTrainedConfig) -> bool:
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
+
+    kind = type(config)
+    return kind in MODEL_FOR_CAUSAL_LM_MAPPING and kind not in MODEL_FOR_MASKED_LM_MAPPING
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Hides loading bars and reports of missing keys; what matters of them is reported in one line of our own."""
+    from transformers.utils import logging as transformers_logging
+
+    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from aplot_lightning.data.comparisons import Comparison
-from aplot_lightning.data.report import SourceLedger
+from aplot_lightning.data.ledger import SourceLedger
 from aplot_lightning.data.sources import open_source
 from tests.reading import read_comparisons
 

@@ -15,7 +15,7 @@ import aplot_lightning.model as model_room
 from aplot_lightning.data.comparisons import Comparison
 from aplot_lightning.data.encoded import TOKEN_COLUMNS, common_prefix
 from aplot_lightning.data.encoding import ConversationEncoder
-from aplot_lightning.data.report import SourceLedger
+from aplot_lightning.data.ledger import SourceLedger
 from aplot_lightning.errors import UserError
 
 WORLD = f"{model_room.__path__[0]}/assets/world-decoder"

@@ -20,11 +20,11 @@ from aplot_lightning.data.comparisons import Comparison, first_user_turn, parse_
 from aplot_lightning.data.contamination import near_matches
 from aplot_lightning.data.encoded import EncodedComparisons
 from aplot_lightning.data.encoding import ConversationEncoder
+from aplot_lightning.data.ledger import SourceLedger
 from aplot_lightning.data.preparation import Cache, Corpus, PreparedSource, labels, prepare
 from aplot_lightning.data.preparation import texts as texts_file
 from aplot_lightning.data.preparation.facts import facts_of, hash_share
 from aplot_lightning.data.preparation.texts import StoredComparisons, TextWriter
-from aplot_lightning.data.report import SourceLedger
 from aplot_lightning.data.sources import Source, open_source
 from aplot_lightning.errors import UserError
 from aplot_lightning.evaluation.similarity import token_f1

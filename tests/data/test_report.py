@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from aplot_lightning.data.comparisons import KINDS
+from aplot_lightning.data.ledger import SourceLedger
 from aplot_lightning.data.preview import Preview, Side
-from aplot_lightning.data.report import DataReport, SourceLedger
+from aplot_lightning.data.report import DataReport
 
 FORM = {"read", "used", "pairs", "refused", "near_leak", "cut", "longer_wins", "tokens"}
 SIDE = Side("who ?", "the cat⟦<eos>⟧", 5)

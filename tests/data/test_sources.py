@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aplot_lightning.data.comparisons import KINDS, RowError, response_text
-from aplot_lightning.data.report import SourceLedger
+from aplot_lightning.data.ledger import SourceLedger
 from aplot_lightning.data.sources import HubDataset, JsonLines, Parquet, Source, open_source
 from aplot_lightning.errors import UserError
 from tests.reading import read_comparisons

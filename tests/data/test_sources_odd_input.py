@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from aplot_lightning.data.comparisons import Comparison
-from aplot_lightning.data.report import SourceLedger
+from aplot_lightning.data.ledger import SourceLedger
 from aplot_lightning.data.sources import open_source
 from aplot_lightning.errors import UserError
 from tests.reading import read_comparisons

@@ -13,7 +13,7 @@ from jsonargparse import ArgumentParser
 
 from aplot_lightning import PreferenceDataModule
 from aplot_lightning.data.comparisons import Comparison
-from aplot_lightning.data.report import SourceLedger
+from aplot_lightning.data.ledger import SourceLedger
 from aplot_lightning.data.sources import HubDataset, JsonLines, Source, open_source, open_sources
 from aplot_lightning.data.world import PreferenceWorld
 from aplot_lightning.errors import UserError

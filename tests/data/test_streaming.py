@@ -15,7 +15,7 @@ import aplot_lightning.model as model_room
 from aplot_lightning.data.batching import Layout
 from aplot_lightning.data.comparisons import Comparison, first_user_turn, parse_comparison, prompt_key
 from aplot_lightning.data.encoding import ConversationEncoder
-from aplot_lightning.data.report import SourceLedger
+from aplot_lightning.data.ledger import SourceLedger
 from aplot_lightning.data.sources import Source, open_source
 from aplot_lightning.data.streaming import Head, StreamedBatches
 from aplot_lightning.errors import UserError

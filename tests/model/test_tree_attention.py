@@ -24,7 +24,8 @@ from aplot_lightning.data.batching import pack_row, pad_rows
 from aplot_lightning.model.backbone import build_backbone
 from aplot_lightning.model.configuration import prepare_config
 from aplot_lightning.model.reward_model import RewardModel
-from aplot_lightning.model.tree.attention import NotPackable, PackedRow, by_comparison, tree_attention
+from aplot_lightning.model.tree.attention import NotPackable, PackedRow, tree_attention
+from aplot_lightning.model.tree.by_comparison import by_comparison
 from aplot_lightning.model.tree.flex import flex_attention_of, flex_works
 from aplot_lightning.types import Batch, Pairs, Tree
 

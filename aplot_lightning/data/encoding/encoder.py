@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
     from aplot_lightning.data.comparisons import Comparison, Message
-    from aplot_lightning.data.report import SourceLedger
+    from aplot_lightning.data.ledger import SourceLedger
 
 CHUNK = 1024  # comparisons rendered and tokenised together
 FORMAT = 2  # raised when this package writes, cuts or tokenises conversations differently

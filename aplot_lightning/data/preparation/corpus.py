@@ -11,13 +11,13 @@ from aplot_lightning.data.comparisons import KINDS
 from aplot_lightning.data.contamination import near_matches
 from aplot_lightning.data.encoded import EncodedComparisons, bounds, stretches
 from aplot_lightning.data.encoding import ConversationEncoder
+from aplot_lightning.data.ledger import LOCATIONS, SourceLedger
 from aplot_lightning.data.preparation.cache import Cache
 from aplot_lightning.data.preparation.conflicts import among, contradicted, repeated
 from aplot_lightning.data.preparation.facts import held_out_columns
 from aplot_lightning.data.preparation.prepare import PreparedSource, prepare
 from aplot_lightning.data.preparation.texts import Selection
 from aplot_lightning.data.preparation.tokens import REFUSALS
-from aplot_lightning.data.report import LOCATIONS, SourceLedger
 from aplot_lightning.data.sources import Source
 from aplot_lightning.data.sources.source import GIVE_A_FILE, fingerprint_of
 from aplot_lightning.errors import UserError

@@ -15,13 +15,13 @@ import numpy as np
 from aplot_lightning.data.comparisons import RowError, parse_comparison
 from aplot_lightning.data.encoded import Part
 from aplot_lightning.data.encoding import ConversationEncoder
+from aplot_lightning.data.ledger import LOCATIONS
 from aplot_lightning.data.preparation.arrays import Arrays, ArrayWriter
 from aplot_lightning.data.preparation.cache import Cache, code_digest
 from aplot_lightning.data.preparation.chunks import run
 from aplot_lightning.data.preparation.facts import facts_of
 from aplot_lightning.data.preparation.texts import StoredComparisons, TextWriter
 from aplot_lightning.data.preparation.tokens import tokens_of
-from aplot_lightning.data.report import LOCATIONS
 from aplot_lightning.data.sources import Source, fingerprint_of
 
 ACCOUNT = "account.json"

@@ -7,7 +7,7 @@ the head of the reward model: put back, it makes a plain Transformers model with
 from __future__ import annotations
 
 from aplot_lightning.model.backbone.backbone import Backbone, BackboneOutput, Pooling, pool
-from aplot_lightning.model.backbone.loading import build_backbone, load_backbone, quiet_transformers
+from aplot_lightning.model.backbone.loading import build_backbone, load_backbone
 from aplot_lightning.model.backbone.splitting import HeadShape
 
 __all__ = [
@@ -18,5 +18,4 @@ __all__ = [
     "build_backbone",
     "load_backbone",
     "pool",
-    "quiet_transformers",
 ]

@@ -90,7 +90,7 @@ class Backbone(nn.Module):
         return self._packing
 
     def _start_packing(self) -> Packing:
-        from aplot_lightning.model.backbone.splitting import is_decoder
+        from aplot_lightning.model.configuration import is_decoder
 
         if not is_decoder(self.config):
             return Packing(f"{self.config.model_type} is an encoder, whose tokens see what comes after them")

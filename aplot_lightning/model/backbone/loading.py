@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from aplot_lightning.errors import UserError
 from aplot_lightning.model.backbone.backbone import Backbone, Pooling
-from aplot_lightning.model.backbone.splitting import HeadShape, can_classify, is_decoder, split_causal, split_classifier
+from aplot_lightning.model.backbone.splitting import HeadShape, can_classify, split_causal, split_classifier
+from aplot_lightning.model.configuration import is_decoder, quiet_transformers
 from aplot_lightning.model.locate import ModelPlace, not_on_hub
 from aplot_lightning.model.tokenizer import one_line
 
@@ -93,22 +93,6 @@ def load_backbone(
         _check_lm_head(model, absent, set(info["unexpected_keys"]), place)
         return split_causal(model, pooling)
     return split_classifier(model, pooling, absent)
-
-
-@contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """No loading bars and no reports of missing keys: what matters of them is said in one line of our own."""
-    from transformers.utils import logging as transformers_logging
-
-    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if bars:
-            transformers_logging.enable_progress_bar()
 
 
 def _loader(config: PreTrainedConfig, pooling: Pooling, keep_lm_head: bool) -> Any:

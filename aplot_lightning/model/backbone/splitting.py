@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from aplot_lightning.errors import UserError
 from aplot_lightning.model.backbone.backbone import Backbone, Pooling
+from aplot_lightning.model.configuration import is_decoder
 from aplot_lightning.model.language_head import take_base
 
 if TYPE_CHECKING:
@@ -99,13 +100,6 @@ def split_causal(causal: PreTrainedModel, pooling: Pooling) -> tuple[Backbone, H
     # files may hold a head of their own although their config says tied; a checkpoint must build what is here
     causal.config.get_text_config().tie_word_embeddings = output.weight is embeddings.weight
     return Backbone(base, "last" if pooling == "auto" else pooling, lm_head), HeadShape(size, bias=False)
-
-
-def is_decoder(config: PreTrainedConfig) -> bool:
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
-
-    kind = type(config)
-    return kind in MODEL_FOR_CAUSAL_LM_MAPPING and kind not in MODEL_FOR_MASKED_LM_MAPPING
 
 
 def can_classify(config: PreTrainedConfig) -> bool:

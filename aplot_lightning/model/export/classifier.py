@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 from aplot_lightning.errors import UserError
-from aplot_lightning.model.backbone import Backbone, quiet_transformers
+from aplot_lightning.model.backbone import Backbone
 from aplot_lightning.model.backbone.splitting import can_classify, classifier_of
+from aplot_lightning.model.configuration import quiet_transformers
 from aplot_lightning.model.export.linear import LinearReward
 from aplot_lightning.model.transformers_internals import set_attention
 

@@ -11,7 +11,7 @@ import torch
 
 from aplot_lightning.data.encoding import ConversationEncoder
 from aplot_lightning.errors import UserError
-from aplot_lightning.model.backbone import quiet_transformers
+from aplot_lightning.model.configuration import quiet_transformers
 from aplot_lightning.model.export.classifier import embedding_rows, give_row, plain_model
 from aplot_lightning.model.export.facts import Exported
 from aplot_lightning.model.export.files import open_to_readers, write_model, write_tokenizer

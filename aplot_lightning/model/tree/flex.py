@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from aplot_lightning.data.batching import positions
+from aplot_lightning.model.tree.by_comparison import by_comparison
 from aplot_lightning.types import Tree
 
 logger = logging.getLogger(__name__)
@@ -26,7 +27,7 @@ def flex_attention_of(
     window: int | None,
     options: dict[str, Any],
 ) -> Tensor:
-    """As `attention.by_comparison`, without dropout; compiled on a GPU, uncompiled (slow) elsewhere."""
+    """As `by_comparison`, without dropout; compiled on a GPU, uncompiled (slow) elsewhere."""
     tokens, device = query.shape[2], query.device
     make_mask, run = _kernels(compiled=query.is_cuda)
 
@@ -86,7 +87,6 @@ def flex_works(query: Tensor, key: Tensor) -> bool:
 
 @functools.cache
 def _works(device: torch.device, dtype: torch.dtype, heads: int, key_heads: int, size: int) -> bool:
-    from aplot_lightning.model.tree.attention import by_comparison
 
     tree = Tree(9, ((150, (40, 30)), (0, (20, 7, 3))))
     position_ids = torch.from_numpy(positions(tree))[None].to(device)

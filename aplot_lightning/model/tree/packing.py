@@ -163,7 +163,7 @@ class _WatchedRow(PackedRow):
 
 @contextmanager
 def _undisturbed(model: nn.Module) -> Iterator[None]:
-    from aplot_lightning.model.backbone.loading import quiet_transformers
+    from aplot_lightning.model.configuration import quiet_transformers
 
     device = next(model.parameters()).device.type
     with (
